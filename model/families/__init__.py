@@ -1,0 +1,4 @@
+"""The families: each reads a checkpoint's config, composes the parts and says which tensor belongs where.
+
+A family is a module with `build(config, architecture, device) -> nn.Module` and `weights(config, architecture) -> WeightMap`.
+"""

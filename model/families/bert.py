@@ -1,0 +1,125 @@
+"""BERT (Devlin et al., 2018), MiniLM and every checkpoint of their shape: post-norm, bidirectional, learned positions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from model.attention import MultiHeadAttention
+from model.block import EncoderBlock
+from model.embeddings import SegmentedEmbeddings
+from model.encoder import Encoder, EncoderModel
+from model.families.config import refuse_other, require
+from model.families.weight_map import WeightMap
+from model.feed_forward import FeedForward
+from model.heads import MaskedLanguageModel, SequenceClassifier, SpanExtractor, TokenClassifier
+from model.kernels import select_kernel
+from model.metadata import AttentionSpec
+from model.normalization import LayerNorm
+
+_BODY = {
+    "embeddings.word_embeddings": "encoder.embeddings.tokens",
+    "embeddings.position_embeddings": "encoder.embeddings.positions",
+    "embeddings.token_type_embeddings": "encoder.embeddings.segments",
+    "embeddings.LayerNorm": "encoder.embeddings.norm",
+    "encoder.layer.{i}.attention.self.query": "encoder.blocks.{i}.attention.project_in[query]",
+    "encoder.layer.{i}.attention.self.key": "encoder.blocks.{i}.attention.project_in[key]",
+    "encoder.layer.{i}.attention.self.value": "encoder.blocks.{i}.attention.project_in[value]",
+    "encoder.layer.{i}.attention.output.dense": "encoder.blocks.{i}.attention.project_out",
+    "encoder.layer.{i}.attention.output.LayerNorm": "encoder.blocks.{i}.attention_norm",
+    "encoder.layer.{i}.intermediate.dense": "encoder.blocks.{i}.feed_forward.up",
+    "encoder.layer.{i}.output.dense": "encoder.blocks.{i}.feed_forward.down",
+    "encoder.layer.{i}.output.LayerNorm": "encoder.blocks.{i}.feed_forward_norm",
+}
+_HEADS = {
+    "BertModel": {},
+    "BertForSequenceClassification": {"pooler.dense": "head.pooler", "classifier": "head.classifier"},
+    "BertForTokenClassification": {"classifier": "head.classifier"},
+    "BertForQuestionAnswering": {"qa_outputs": "head.start_end"},
+    "BertForMaskedLM": {
+        "cls.predictions.transform.dense": "head.transform",
+        "cls.predictions.transform.LayerNorm": "head.norm",
+        "cls.predictions": "head",
+    },
+}
+ARCHITECTURES = tuple(_HEADS)
+# Position numbers, a pooler that this head does not read, and the copies of tied weights.
+_IGNORED = (r"embeddings\.position_ids", r"pooler\..*", r"cls\.predictions\.decoder\..*", r"cls\.seq_relationship\..*")
+
+
+@dataclass(frozen=True, slots=True)
+class BertConfig:
+    """What a checkpoint's config.json says, in this house's words."""
+
+    vocabulary_size: int
+    max_positions: int
+    num_segments: int
+    width: int
+    num_blocks: int
+    num_heads: int
+    inner_width: int
+    activation: str
+    epsilon: float
+    num_labels: int
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> "BertConfig":
+        """Raises: CheckpointError for a missing key or a kind of positions that BERT never had."""
+        refuse_other(config, position_embedding_type=("absolute", None), is_decoder=(False, None))
+        return cls(
+            vocabulary_size=require(config, "vocab_size"),
+            max_positions=require(config, "max_position_embeddings"),
+            num_segments=require(config, "type_vocab_size"),
+            width=require(config, "hidden_size"),
+            num_blocks=require(config, "num_hidden_layers"),
+            num_heads=require(config, "num_attention_heads"),
+            inner_width=require(config, "intermediate_size"),
+            activation=require(config, "hidden_act"),
+            epsilon=require(config, "layer_norm_eps"),
+            num_labels=len(config["id2label"]) if "id2label" in config else int(config.get("num_labels", 2)),
+        )
+
+    @property
+    def attention_spec(self) -> AttentionSpec:
+        head_width = self.width // self.num_heads
+        return AttentionSpec(self.num_heads, self.num_heads, head_width, head_width**-0.5, is_causal=False)
+
+
+def build(config: Mapping[str, Any], architecture: str, device: torch.device) -> EncoderModel:
+    """An encoder with the head that the architecture names; weights are empty."""
+    c = BertConfig.read(config)
+    encoder = Encoder(
+        SegmentedEmbeddings(
+            c.vocabulary_size, c.max_positions, c.num_segments, c.width, LayerNorm(c.width, c.epsilon)
+        ),
+        [_block(c, device) for _ in range(c.num_blocks)],
+    )
+    return EncoderModel(encoder, _head(c, architecture, encoder), c)
+
+
+def weights(config: Mapping[str, Any], architecture: str) -> WeightMap:
+    return WeightMap({**_BODY, **_HEADS[architecture]}, optional_prefix="bert.", ignored=_IGNORED)
+
+
+def _block(c: BertConfig, device: torch.device) -> EncoderBlock:
+    return EncoderBlock(
+        attention=MultiHeadAttention(c.width, c.attention_spec, select_kernel(device), has_bias=True),
+        attention_norm=LayerNorm(c.width, c.epsilon),
+        feed_forward=FeedForward(c.width, c.inner_width, c.activation, has_bias=True),
+        feed_forward_norm=LayerNorm(c.width, c.epsilon),
+    )
+
+
+def _head(c: BertConfig, architecture: str, encoder: Encoder) -> nn.Module | None:
+    if architecture == "BertForSequenceClassification":
+        return SequenceClassifier(c.width, c.num_labels)
+    if architecture == "BertForTokenClassification":
+        return TokenClassifier(c.width, c.num_labels)
+    if architecture == "BertForQuestionAnswering":
+        return SpanExtractor(c.width)
+    if architecture == "BertForMaskedLM":
+        norm = LayerNorm(c.width, c.epsilon)
+        return MaskedLanguageModel(c.width, c.activation, norm, encoder.embeddings.tokens)
+    return None

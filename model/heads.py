@@ -1,0 +1,116 @@
+"""What turns hidden states into answers: pooled vectors, classes, masked tokens, spans, next tokens."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, normalize
+
+from model.embeddings import Embedding
+from model.feed_forward import Activation
+from model.linear import Linear
+from model.metadata import AttentionMetadata
+
+
+class TakeRows(nn.Module):
+    """The logit rows of the batch, or every row when it names none. Shape: `[T, D] -> [L, D]`."""
+
+    def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
+        return x_TD if metadata.logit_rows_L is None else x_TD[metadata.logit_rows_L]
+
+
+class FirstToken(nn.Module):
+    """Each sequence's first token, [CLS] in BERT. Shape: `[T, D] -> [S, D]`."""
+
+    def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
+        lengths_S = torch.tensor(metadata.query_lengths, device=x_TD.device)
+        return x_TD[lengths_S.cumsum(0) - lengths_S]
+
+
+class Pooling(nn.Module):
+    """One vector a sequence, as sentence-transformers does it. Shape: `[T, D] -> [S, D]`, float32."""
+
+    def __init__(self, mode: Literal["mean", "cls"], *, is_normalized: bool) -> None:
+        super().__init__()
+        self.mode = mode
+        self.is_normalized = is_normalized
+        self.first_token = FirstToken()
+
+    def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
+        if self.mode == "cls":
+            pooled_SD = self.first_token(x_TD, metadata).float()
+        else:
+            parts = x_TD.float().split(list(metadata.query_lengths))
+            pooled_SD = torch.stack([part.mean(dim=0) for part in parts])
+        return normalize(pooled_SD, dim=1) if self.is_normalized else pooled_SD
+
+
+class SequenceClassifier(nn.Module):
+    """A score a label from [CLS]: tanh pooler, then a linear layer (BERT, §3.2). Shape: `[T, D] -> [S, labels]`."""
+
+    def __init__(self, width: int, num_labels: int) -> None:
+        super().__init__()
+        self.first_token = FirstToken()
+        self.pooler = Linear(width, width, has_bias=True)
+        self.activation = Activation("tanh")
+        self.classifier = Linear(width, num_labels, has_bias=True)
+
+    def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
+        first_SD = self.first_token(x_TD, metadata)
+        pooled_SD = self.activation(self.pooler(first_SD, metadata))
+        return self.classifier(pooled_SD, metadata).float()
+
+
+class TokenClassifier(nn.Module):
+    """A score a label for each token (BERT, §4, CoNLL). Shape: `[T, D] -> [T, labels]`."""
+
+    def __init__(self, width: int, num_labels: int) -> None:
+        super().__init__()
+        self.classifier = Linear(width, num_labels, has_bias=True)
+
+    def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
+        return self.classifier(x_TD, metadata).float()
+
+
+class SpanExtractor(nn.Module):
+    """For each token, how well an answer starts and ends there (BERT, §4.2). Shape: `[T, D] -> [T, 2]`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.start_end = Linear(width, 2, has_bias=True)
+
+    def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
+        return self.start_end(x_TD, metadata).float()
+
+
+class MaskedLanguageModel(nn.Module):
+    """A score a vocabulary entry for each logit row (BERT, §3.1). Shape: `[T, D] -> [L, V]`.
+
+    The decoding matrix is the token table.
+    """
+
+    def __init__(self, width: int, activation: str, norm: nn.Module, tokens: Embedding) -> None:
+        super().__init__()
+        self.take_rows = TakeRows()
+        self.transform = Linear(width, width, has_bias=True)
+        self.activation = Activation(activation)
+        self.norm = norm
+        self.tokens = tokens
+        self.bias = nn.Parameter(torch.empty(tokens.weight.shape[0]))
+
+    def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
+        x_LD = self.take_rows(x_TD, metadata)
+        x_LD = self.norm(self.activation(self.transform(x_LD, metadata)))
+        return linear(x_LD, self.tokens.weight, self.bias).float()
+
+
+class LanguageModelHead(nn.Module):
+    """A score a vocabulary entry for the token after each logit row. Shape: `[T, D] -> [L, V]`, float32."""
+
+    def __init__(self, output: Linear) -> None:
+        super().__init__()
+        self.take_rows = TakeRows()
+        self.output = output
+
+    def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
+        return self.output(self.take_rows(x_TD, metadata), metadata).float()

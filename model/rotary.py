@@ -1,0 +1,64 @@
+"""Rotary positions: each pair of features of q and k turns by an angle that grows with the token's position.
+
+Source: Su et al., "RoFormer" (2021), §3.2.2, in the half-split layout of the Llama checkpoints: feature i pairs with
+feature i + E/2. q k^T then depends on the distance of two tokens, not on where they stand.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.errors import CheckpointError
+from model.metadata import AttentionMetadata, AttentionSpec
+
+
+class Rotary(nn.Module):
+    """Turns the q and k parts of fused rows; v passes. Shape: `[T, (H+2G)E] -> [T, (H+2G)E]`."""
+
+    def __init__(self, spec: AttentionSpec, frequencies: Tensor, max_positions: int) -> None:
+        super().__init__()
+        self.spec = spec
+        angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies.to(torch.float32))
+        self.register_buffer("cosines", angles.cos(), persistent=False)
+        self.register_buffer("sines", angles.sin(), persistent=False)
+        self.cosines: Tensor
+        self.sines: Tensor
+
+    def forward(self, row_TX: Tensor, metadata: AttentionMetadata) -> Tensor:
+        query_width, key_width, value_width = self.spec.row_widths
+        turned_TX, values_TX = row_TX.split((query_width + key_width, value_width), dim=1)
+        heads = turned_TX.unflatten(1, (-1, 2, self.spec.head_width // 2))
+        cosines = self.cosines[metadata.positions_T][:, None, :].to(row_TX.dtype)
+        sines = self.sines[metadata.positions_T][:, None, :].to(row_TX.dtype)
+        first, second = heads[:, :, 0], heads[:, :, 1]
+        turned = torch.stack((first * cosines - second * sines, second * cosines + first * sines), dim=2)
+        return torch.cat((turned.flatten(1), values_TX), dim=1)
+
+
+def rotary_frequencies(head_width: int, parameters: Mapping[str, Any]) -> Tensor:
+    """Radians a position for each pair of features, from a checkpoint's rope parameters.
+
+    Shape: `[E/2]`. Raises: CheckpointError for a rope type other than default, linear or llama3.
+    """
+    theta = float(parameters.get("rope_theta", 10_000.0))
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    frequencies = 1.0 / theta ** (torch.arange(0, head_width, 2, dtype=torch.int64).float() / head_width)
+    if kind == "default":
+        return frequencies
+    if kind == "linear":
+        return frequencies / float(parameters["factor"])
+    if kind == "llama3":
+        return _llama3(frequencies, parameters)
+    raise CheckpointError(f"rope type {kind!r} is not known; known: default, linear, llama3")
+
+
+def _llama3(frequencies: Tensor, parameters: Mapping[str, Any]) -> Tensor:
+    """Llama 3.1's stretch: slow pairs by the full factor, fast ones not at all, a ramp between."""
+    factor = float(parameters["factor"])
+    low, high = float(parameters["low_freq_factor"]), float(parameters["high_freq_factor"])
+    turns = float(parameters["original_max_position_embeddings"]) * frequencies / (2 * math.pi)
+    share = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return frequencies / factor * (1 - share) + frequencies * share
