@@ -181,8 +181,6 @@ def _leaves(root: type[JanusError]) -> dict[str, type[JanusError]]:
     return found
 
 
-def from_code(
-    code: str, message: str, *, param: str | None = None, retry_after_ms: int | None = None
-) -> JanusError:
+def from_code(code: str, message: str, *, param: str | None = None, retry_after_ms: int | None = None) -> JanusError:
     """The error of a word of the table, for the side that received it; an unknown word is `Internal`."""
     return _leaves(JanusError).get(code, Internal)(message, param=param, retry_after_ms=retry_after_ms)
