@@ -69,11 +69,3 @@ def die_with_parent(parent: int) -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(ExitCode.FAILED)
-
-
-def share_cores() -> None:
-    """Make OpenMP's threads sleep while they wait; call before torch is imported.
-
-    Threads that spin starve each other on few cores: 770 ms a token against 75 ms, measured on two.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
