@@ -13,6 +13,7 @@ A tensor's name ends in its axes (`x_TD`, `block_table_SM`); X stands for a row 
 Reading order: attention, kernels.portable, metadata, kv_cache, linear, feed_forward, normalization, embeddings, rotary,
 block, encoder, decoder, encoder_decoder, heads, sampling, families. `README.md` maps the paper onto these files.
 
-Only leaves compute (Linear, Embedding, LayerNorm, RMSNorm, Rotary, Attend, Gate, the activations, TakeRows, pooling) and `+`;
-everything above them is straight-line composition, so that a forward pass can be traced into a list of operations.
+Only leaves compute (Linear, Embedding, LayerNorm, RMSNorm, Rotary, Attend, Gate, the activations, TakeRows, FirstToken,
+Widen, Pooling) and `+`; everything above them is straight-line composition, so that a forward pass can be traced into a
+list of operations.
 """

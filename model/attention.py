@@ -1,8 +1,8 @@
 """Multi-head attention: self, causal, grouped-query and cross, in one forward.
 
 MultiHead(Q, K, V) = Concat(head_1 ... head_H) W_O, head_h = softmax(q_h k_h^T / sqrt(E)) v_h
-(Vaswani et al., "Attention Is All You Need", 2017, §3.2; grouped-query: Ainslie et al., 2023). What differs between BERT,
-GPT and cross-attention is data, the metadata and the spec; what differs between devices is the kernel.
+(Vaswani et al., "Attention Is All You Need", 2017, §3.2; grouped-query: Ainslie et al., 2023). What differs between
+BERT, GPT and cross-attention is data, the metadata and the spec; what differs between devices is the kernel.
 """
 
 from torch import Tensor, nn
@@ -98,6 +98,13 @@ class MultiHeadAttention(nn.Module):
             row_TX = self.rotary(row_TX, metadata)
         return self.project_out(self.attend(row_TX, metadata, cache, memory), metadata)
 
+    def new_cache(self, num_blocks: int, block_size: int) -> LayerCache:
+        """Empty pages, in the dtype and on the device of the weights."""
+        weight = self.project_out.weight
+        return self.attend.kernel.new_cache(
+            self.attend.spec, num_blocks, block_size, dtype=weight.dtype, device=weight.device
+        )
+
     def remember(self, memory_UD: Tensor, metadata: AttentionMetadata, memory: Memory, cache: LayerCache) -> None:
-        """Computes and stores the keys and values of an encoder's output, packed as `metadata` says. Mutates: `cache`."""
+        """Stores the keys and values of an encoder's output, packed as `metadata` says. Mutates: `cache`."""
         self.attend.remember(self.project_memory(memory_UD, metadata), memory, cache)

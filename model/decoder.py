@@ -1,14 +1,14 @@
 """The decoder: a token sees itself and what came before (the right half of the paper's figure 1; GPT, Llama)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
+from model.attention import MultiHeadAttention
 from model.block import DecoderBlock
-from model.kernels import AttentionKernel
-from model.kv_cache import KVCache, LayerCache
-from model.metadata import AttentionMetadata, AttentionSpec, Memory
+from model.kv_cache import KVCache
+from model.metadata import AttentionMetadata, Memory
 
 
 class Decoder(nn.Module):
@@ -36,31 +36,32 @@ class Decoder(nn.Module):
 
     def remember(self, memory_UD: Tensor, metadata: AttentionMetadata, memory: Memory, cache: KVCache) -> None:
         """Stores what every block's cross-attention looks at. Mutates: `cache.memory_layers`."""
-        for block, layer in zip(self.blocks, cache.memory_layers, strict=True):
-            block.cross_attention.remember(memory_UD, metadata, memory, layer)
+        for attention, layer in zip(self._cross_attentions, cache.memory_layers, strict=True):
+            attention.remember(memory_UD, metadata, memory, layer)
 
     def new_cache(self, num_blocks: int, block_size: int, *, num_memory_blocks: int = 0) -> KVCache:
         """Empty pages for every layer, in the dtype and on the device of the weights.
 
         Units: blocks of `block_size` tokens. `num_memory_blocks` pages hold what cross-attention looks at.
         """
-        weight = next(self.parameters())
-
-        def pages(attention: nn.Module, count: int) -> LayerCache:
-            spec: AttentionSpec = attention.attend.spec
-            kernel: AttentionKernel = attention.attend.kernel
-            return kernel.new_cache(spec, count, block_size, dtype=weight.dtype, device=weight.device)
-
-        layers = tuple(pages(block.attention, num_blocks) for block in self.blocks)
-        if num_memory_blocks == 0:
-            return KVCache(layers)
-        return KVCache(layers, tuple(pages(block.cross_attention, num_memory_blocks) for block in self.blocks))
+        return KVCache(
+            tuple(attention.new_cache(num_blocks, block_size) for attention in self._attentions),
+            tuple(attention.new_cache(num_memory_blocks, block_size) for attention in self._cross_attentions),
+        )
 
     def cache_bytes_per_token(self) -> int:
         """What one token costs in the cache, over all layers."""
-        weight = next(self.parameters())
-        widths = [sum(block.attention.attend.spec.row_widths[1:]) for block in self.blocks]
-        return sum(widths) * weight.element_size()
+        element_bytes = next(self.parameters()).element_size()
+        return sum(sum(attention.attend.spec.row_widths[1:]) * element_bytes for attention in self._attentions)
+
+    @property
+    def _attentions(self) -> list[MultiHeadAttention]:
+        return [cast(DecoderBlock, block).attention for block in self.blocks]
+
+    @property
+    def _cross_attentions(self) -> list[MultiHeadAttention]:
+        candidates = [cast(DecoderBlock, block).cross_attention for block in self.blocks]
+        return [attention for attention in candidates if attention is not None]
 
 
 class CausalLanguageModel(nn.Module):

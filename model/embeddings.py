@@ -44,7 +44,9 @@ class PositionedEmbeddings(nn.Module):
 class SegmentedEmbeddings(nn.Module):
     """Tokens plus learned positions plus segments, then a norm (BERT, §3.2)."""
 
-    def __init__(self, vocabulary_size: int, max_positions: int, num_segments: int, width: int, norm: nn.Module) -> None:
+    def __init__(
+        self, vocabulary_size: int, max_positions: int, num_segments: int, width: int, norm: nn.Module
+    ) -> None:
         super().__init__()
         self.tokens = Embedding(vocabulary_size, width)
         self.positions = Embedding(max_positions, width)
@@ -52,6 +54,4 @@ class SegmentedEmbeddings(nn.Module):
         self.norm = norm
 
     def forward(self, token_ids_T: Tensor, token_types_T: Tensor, metadata: AttentionMetadata) -> Tensor:
-        return self.norm(
-            self.tokens(token_ids_T) + self.segments(token_types_T) + self.positions(metadata.positions_T)
-        )
+        return self.norm(self.tokens(token_ids_T) + self.segments(token_types_T) + self.positions(metadata.positions_T))

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from model.decoder import Decoder
 from model.encoder import Encoder
-from model.heads import LanguageModelHead
 from model.kv_cache import KVCache
 from model.metadata import AttentionMetadata, Memory
 
@@ -15,7 +14,7 @@ from model.metadata import AttentionMetadata, Memory
 class EncoderDecoder(nn.Module):
     """Sequence to sequence. Mutates: `cache`, on `remember` its memory pages, on `forward` its token pages."""
 
-    def __init__(self, encoder: Encoder, decoder: Decoder, head: LanguageModelHead) -> None:
+    def __init__(self, encoder: Encoder, decoder: Decoder, head: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder

@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import normalize
 
 from model.embeddings import Embedding
 from model.feed_forward import Activation
@@ -25,6 +25,13 @@ class FirstToken(nn.Module):
     def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
         lengths_S = torch.tensor(metadata.query_lengths, device=x_TD.device)
         return x_TD[lengths_S.cumsum(0) - lengths_S]
+
+
+class Widen(nn.Module):
+    """Scores in float32, whatever the weights are in."""
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return scores.float()
 
 
 class Pooling(nn.Module):
@@ -54,11 +61,12 @@ class SequenceClassifier(nn.Module):
         self.pooler = Linear(width, width, has_bias=True)
         self.activation = Activation("tanh")
         self.classifier = Linear(width, num_labels, has_bias=True)
+        self.widen = Widen()
 
     def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
         first_SD = self.first_token(x_TD, metadata)
         pooled_SD = self.activation(self.pooler(first_SD, metadata))
-        return self.classifier(pooled_SD, metadata).float()
+        return self.widen(self.classifier(pooled_SD, metadata))
 
 
 class TokenClassifier(nn.Module):
@@ -67,9 +75,10 @@ class TokenClassifier(nn.Module):
     def __init__(self, width: int, num_labels: int) -> None:
         super().__init__()
         self.classifier = Linear(width, num_labels, has_bias=True)
+        self.widen = Widen()
 
     def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
-        return self.classifier(x_TD, metadata).float()
+        return self.widen(self.classifier(x_TD, metadata))
 
 
 class SpanExtractor(nn.Module):
@@ -78,9 +87,10 @@ class SpanExtractor(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.start_end = Linear(width, 2, has_bias=True)
+        self.widen = Widen()
 
     def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
-        return self.start_end(x_TD, metadata).float()
+        return self.widen(self.start_end(x_TD, metadata))
 
 
 class MaskedLanguageModel(nn.Module):
@@ -95,13 +105,14 @@ class MaskedLanguageModel(nn.Module):
         self.transform = Linear(width, width, has_bias=True)
         self.activation = Activation(activation)
         self.norm = norm
-        self.tokens = tokens
-        self.bias = nn.Parameter(torch.empty(tokens.weight.shape[0]))
+        self.decoder = Linear(width, tokens.weight.shape[0], has_bias=True)
+        self.decoder.weight = tokens.weight
+        self.widen = Widen()
 
     def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
         x_LD = self.take_rows(x_TD, metadata)
         x_LD = self.norm(self.activation(self.transform(x_LD, metadata)))
-        return linear(x_LD, self.tokens.weight, self.bias).float()
+        return self.widen(self.decoder(x_LD, metadata))
 
 
 class LanguageModelHead(nn.Module):
@@ -111,6 +122,7 @@ class LanguageModelHead(nn.Module):
         super().__init__()
         self.take_rows = TakeRows()
         self.output = output
+        self.widen = Widen()
 
     def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
-        return self.output(self.take_rows(x_TD, metadata), metadata).float()
+        return self.widen(self.output(self.take_rows(x_TD, metadata), metadata))

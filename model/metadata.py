@@ -81,7 +81,8 @@ class AttentionMetadata:
         """
         keys = tuple(query_lengths if key_lengths is None else key_lengths)
         queries = tuple(query_lengths)
-        assert len(keys) == len(queries) and all(0 < q <= k for q, k in zip(queries, keys, strict=True))
+        assert len(keys) == len(queries)
+        assert all(0 < q <= k for q, k in zip(queries, keys, strict=True))
         positions = [p for q, k in zip(queries, keys, strict=True) for p in range(k - q, k)]
 
         def row(values: Sequence[int] | None) -> Tensor | None:

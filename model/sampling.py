@@ -1,7 +1,7 @@
 """The sampler: a pure function of a row's logits, its parameters and (seed, choice, position in the output).
 
-No generator keeps state, so neither the batch nor the worker that a token is drawn in can change it. Filters apply in the
-order temperature, top-k, min-p, top-p, each over what the one before left.
+No generator keeps state, so neither the batch nor the worker that a token is drawn in can change it. Filters apply in
+the order temperature, top-k, min-p, top-p, each over what the one before left.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class Sampler:
 
 
 def uniform(seed: int, choice: int, position: int) -> float:
-    """A number in [0, 1) that depends on nothing else. Source: Steele et al., SplitMix64 (2014), chained over the parts."""
+    """A number in [0, 1) that depends on nothing else: SplitMix64 (Steele et al., 2014), chained over the parts."""
     state = 0
     for part in (seed, choice, position):
         state = _mix((state ^ (part & _MASK_64)) + 0x9E3779B97F4A7C15 & _MASK_64)
@@ -70,17 +70,21 @@ def _draw(logits_V: Tensor, p: SamplingParams, chance: float) -> int:
 def _candidates(scaled_V: Tensor, log_total: Tensor, p: SamplingParams) -> tuple[Tensor, Tensor]:
     """The tokens that may be drawn, in order, with their probabilities."""
     limit = p.top_k if 0 < p.top_k < len(scaled_V) else len(scaled_V)
-    values_K, ids_K = torch.topk(scaled_V, min(limit, _NUM_CANDIDATES, len(scaled_V)))
-    probabilities_K = (values_K - log_total).exp()
-    is_enough = len(ids_K) == limit or (
-        float(probabilities_K.sum()) >= p.top_p or float(probabilities_K[-1]) < p.min_p * float(probabilities_K[0])
-    )
-    if not is_enough:
-        values_K, ids_K = torch.topk(scaled_V, limit)
-        probabilities_K = (values_K - log_total).exp()
-    ids_K, by_id = ids_K.sort()
-    probabilities_K, by_chance = probabilities_K[by_id].sort(descending=True, stable=True)
-    return probabilities_K, ids_K[by_chance]
+    ids_K = _likeliest(scaled_V, min(limit, _NUM_CANDIDATES))
+    probabilities_K = (scaled_V[ids_K] - log_total).exp()
+    covers_top_p = p.min_p == 0 and float(probabilities_K.sum()) >= p.top_p
+    covers_min_p = float(probabilities_K[-1]) < p.min_p * float(probabilities_K[0])
+    if len(ids_K) < limit and not covers_top_p and not covers_min_p:
+        ids_K = _likeliest(scaled_V, limit)
+        probabilities_K = (scaled_V[ids_K] - log_total).exp()
+    return probabilities_K, ids_K
+
+
+def _likeliest(scaled_V: Tensor, count: int) -> Tensor:
+    """The ids of the largest entries, the lower id first among equals, also where the cut falls among equals."""
+    threshold = torch.topk(scaled_V, count).values[-1]
+    ids_K = (scaled_V >= threshold).nonzero().flatten()
+    return ids_K[scaled_V[ids_K].sort(descending=True, stable=True).indices[:count]]
 
 
 def _num_kept(probabilities_K: Tensor, p: SamplingParams) -> int:
@@ -90,6 +94,7 @@ def _num_kept(probabilities_K: Tensor, p: SamplingParams) -> int:
         kept = int((probabilities_K >= p.min_p * probabilities_K[0]).sum())
     if p.top_p < 1:
         remaining = probabilities_K[:kept]
+        total = remaining.sum() if p.min_p > 0 else 1.0
         before = remaining.cumsum(dim=0) - remaining
-        kept = int((before < p.top_p * remaining.sum()).sum()) if p.min_p > 0 else int((before < p.top_p).sum())
+        kept = int((before < p.top_p * total).sum())
     return max(kept, 1)

@@ -61,42 +61,47 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def _fill(model: nn.Module, checkpoint: Checkpoint, weight_map: WeightMap) -> None:
     """Copies every tensor into its place, and proves that each place was filled once. Mutates: `model`."""
-    places = {(name, segment): rows for name, segment, rows in _places(model)}
+    places = _places(model)
     unexpected = []
     for name in sorted(checkpoint.names()):
         target = weight_map.target(name)
-        if target is not None and (target.parameter, target.segment) in places:
-            _copy(places.pop((target.parameter, target.segment)), checkpoint, name, target)
+        place = places.pop(target.place, None) if target else None
+        if target is not None and place is not None:
+            # A fused tensor fills the segments of its Linear all at once, or they fill it one by one.
+            for other in [key for key in places if key.startswith(f"{target.place}[")]:
+                del places[other]
+            places.pop(target.parameter, None)
+            _copy(place, checkpoint, name, target)
         elif not weight_map.is_ignored(name):
             unexpected.append(name)
     if unexpected:
         raise CheckpointError(f"{checkpoint.path}: unexpected tensors: {_listed(unexpected)}")
     if places:
-        missing = [f"{name}[{segment}]" if segment else name for name, segment in places]
-        raise CheckpointError(f"{checkpoint.path}: no tensor in the checkpoint fills {_listed(missing)}")
+        raise CheckpointError(f"{checkpoint.path}: no tensor in the checkpoint fills {_listed(list(places))}")
 
 
-def _places(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
-    """Each parameter once (a tied one under its first name), a Linear's by row segments."""
+def _places(model: nn.Module) -> dict[str, Tensor]:
+    """Each parameter under its first name, and each row segment of a Linear: `...project_in.weight[query]`."""
+    places: dict[str, Tensor] = {}
     seen: set[int] = set()
     for path, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
+        for name, parameter in module.named_parameters(prefix=path, recurse=False):
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            full_name = f"{path}.{name}" if path else name
-            if isinstance(module, Linear):
-                for segment in module.segments:
-                    yield full_name, segment, parameter.data[module.rows(segment)]
-            else:
-                yield full_name, "", parameter.data
+            places[name] = parameter.data
+            if isinstance(module, Linear) and len(module.segments) > 1:
+                places |= {f"{name}[{segment}]": parameter.data[module.rows(segment)] for segment in module.segments}
+    return places
 
 
 def _copy(place: Tensor, checkpoint: Checkpoint, name: str, target: Target) -> None:
     shape = checkpoint.shape(name)
     expected = tuple(reversed(place.shape)) if target.is_transposed else tuple(place.shape)
     if shape != expected:
-        raise CheckpointError(f"{checkpoint.path}: {name} has shape {list(shape)}, the config asks for {list(expected)}")
+        raise CheckpointError(
+            f"{checkpoint.path}: {name} has shape {list(shape)}, the config asks for {list(expected)}"
+        )
     tensor = checkpoint.read(name)
     place.copy_(tensor.T if target.is_transposed else tensor)
 

@@ -1,4 +1,5 @@
 """The families: each reads a checkpoint's config, composes the parts and says which tensor belongs where.
 
-A family is a module with `build(config, architecture, device) -> nn.Module` and `weights(config, architecture) -> WeightMap`.
+A family is a module with `ARCHITECTURES`, `build(config, architecture, device) -> nn.Module` and
+`weights(config, architecture) -> WeightMap`.
 """

@@ -1,4 +1,4 @@
-"""BERT (Devlin et al., 2018), MiniLM and every checkpoint of their shape: post-norm, bidirectional, learned positions."""
+"""BERT (Devlin et al., 2018), MiniLM and all of their shape: post-norm, bidirectional, learned positions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ _HEADS = {
     "BertForMaskedLM": {
         "cls.predictions.transform.dense": "head.transform",
         "cls.predictions.transform.LayerNorm": "head.norm",
-        "cls.predictions": "head",
+        "cls.predictions": "head.decoder",
     },
 }
 ARCHITECTURES = tuple(_HEADS)
@@ -91,9 +91,7 @@ def build(config: Mapping[str, Any], architecture: str, device: torch.device) ->
     """An encoder with the head that the architecture names; weights are empty."""
     c = BertConfig.read(config)
     encoder = Encoder(
-        SegmentedEmbeddings(
-            c.vocabulary_size, c.max_positions, c.num_segments, c.width, LayerNorm(c.width, c.epsilon)
-        ),
+        SegmentedEmbeddings(c.vocabulary_size, c.max_positions, c.num_segments, c.width, LayerNorm(c.width, c.epsilon)),
         [_block(c, device) for _ in range(c.num_blocks)],
     )
     return EncoderModel(encoder, _head(c, architecture, encoder), c)

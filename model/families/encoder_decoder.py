@@ -1,4 +1,4 @@
-"""A BERT that reads and a GPT-2 that writes, joined by cross-attention: transformers' EncoderDecoderModel of the two."""
+"""A BERT that reads, a GPT-2 that writes, joined by cross-attention: transformers' EncoderDecoderModel of the two."""
 
 from collections.abc import Mapping
 from typing import Any

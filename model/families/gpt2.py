@@ -85,13 +85,14 @@ class GPT2Config:
 def build(config: Mapping[str, Any], architecture: str, device: torch.device) -> CausalLanguageModel:
     """A causal language model whose head is its token table; weights are empty."""
     c = GPT2Config.read(config)
+    embeddings = PositionedEmbeddings(c.vocabulary_size, c.max_positions, c.width)
     decoder = Decoder(
-        PositionedEmbeddings(c.vocabulary_size, c.max_positions, c.width),
+        embeddings,
         [_block(c, device) for _ in range(c.num_blocks)],
         LayerNorm(c.width, c.epsilon),
     )
     output = Linear(c.width, c.vocabulary_size, has_bias=False)
-    output.weight = decoder.embeddings.tokens.weight
+    output.weight = embeddings.tokens.weight
     return CausalLanguageModel(decoder, LanguageModelHead(output), c)
 
 

@@ -1,4 +1,4 @@
-"""Llama (Touvron et al., 2023), SmolLM2 and every checkpoint of their shape: pre-norm RMS, rotary, gated, grouped-query."""
+"""Llama (Touvron et al., 2023), SmolLM2 and all of their shape: pre-norm RMS, rotary, gated, grouped-query."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,14 +92,15 @@ def build(config: Mapping[str, Any], architecture: str, device: torch.device) ->
     """A causal language model; weights are empty, and a tied head holds the token table itself."""
     c = LlamaConfig.read(config)
     rotary = Rotary(c.attention_spec, rotary_frequencies(c.head_width, c.rotary), c.max_positions)
+    embeddings = TokenEmbeddings(c.vocabulary_size, c.width)
     decoder = Decoder(
-        TokenEmbeddings(c.vocabulary_size, c.width),
+        embeddings,
         [_block(c, rotary, device) for _ in range(c.num_blocks)],
         RMSNorm(c.width, c.epsilon),
     )
     output = Linear(c.width, c.vocabulary_size, has_bias=False)
     if c.is_tied:
-        output.weight = decoder.embeddings.tokens.weight
+        output.weight = embeddings.tokens.weight
     return CausalLanguageModel(decoder, LanguageModelHead(output), c)
 
 

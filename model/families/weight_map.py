@@ -20,6 +20,10 @@ class Target:
     segment: str
     is_transposed: bool
 
+    @property
+    def place(self) -> str:
+        return f"{self.parameter}[{self.segment}]" if self.segment else self.parameter
+
 
 @dataclass(frozen=True)
 class WeightMap:

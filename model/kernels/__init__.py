@@ -29,9 +29,7 @@ class AttentionKernel(Protocol):
         """Puts each token's key and value into its slot. Mutates: `cache`."""
         ...
 
-    def __call__(
-        self, q_THE: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata, spec: AttentionSpec
-    ) -> Tensor:
+    def __call__(self, q_THE: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata, spec: AttentionSpec) -> Tensor:
         """Attends.
 
         Shape: q `[T, H, E]`; k and v `[U, G, E]` packed, or a layer's cache when there is a block table -> `[T, H, E]`.

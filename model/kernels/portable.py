@@ -1,7 +1,7 @@
 """Attention through torch alone, on any device: pages are gathered, then `scaled_dot_product_attention` runs.
 
-Three shapes of batch, one result: equal lengths without a cache run as one call, a step of single new tokens runs as one
-call over gathered pages, and everything else goes sequence by sequence.
+Three shapes of batch, one result: equal lengths without a cache run as one call, a step of single new tokens runs as
+one call over gathered pages, and everything else goes sequence by sequence.
 """
 
 import torch
@@ -29,9 +29,7 @@ class PortableKernel:
         cache.keys.flatten(0, 1).index_copy_(0, slot_mapping_U, k_UGE.to(cache.keys.dtype))
         cache.values.flatten(0, 1).index_copy_(0, slot_mapping_U, v_UGE.to(cache.values.dtype))
 
-    def __call__(
-        self, q_THE: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata, spec: AttentionSpec
-    ) -> Tensor:
+    def __call__(self, q_THE: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata, spec: AttentionSpec) -> Tensor:
         if metadata.block_table_SM is not None and max(metadata.query_lengths) == 1:
             return self._single_tokens(q_THE, k, v, metadata, spec)
         if metadata.block_table_SM is None and len(set(metadata.query_lengths)) == 1:
@@ -65,7 +63,7 @@ class PortableKernel:
     def _each_sequence(
         self, q_THE: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata, spec: AttentionSpec
     ) -> Tensor:
-        mixed_THE = torch.empty_like(q_THE)
+        mixed = []
         start = 0
         for s, (num_queries, num_keys) in enumerate(zip(metadata.query_lengths, metadata.key_lengths, strict=True)):
             rows = slice(start, start + num_queries)
@@ -75,9 +73,9 @@ class PortableKernel:
                 blocks = metadata.block_table_SM[s, : -(-num_keys // k.shape[1])]
                 k_UGE, v_UGE = k[blocks].flatten(0, 1)[:num_keys], v[blocks].flatten(0, 1)[:num_keys]
             q_1HTE, k_1GUE, v_1GUE = (x.transpose(0, 1)[None] for x in (q_THE[rows].to(k.dtype), k_UGE, v_UGE))
-            mixed_THE[rows] = _attend(q_1HTE, k_1GUE, v_1GUE, spec)[0].transpose(0, 1)
+            mixed.append(_attend(q_1HTE, k_1GUE, v_1GUE, spec)[0].transpose(0, 1))
             start += num_queries
-        return mixed_THE
+        return torch.cat(mixed).to(q_THE.dtype)
 
 
 def _attend(q_SHTE: Tensor, k_SGUE: Tensor, v_SGUE: Tensor, spec: AttentionSpec) -> Tensor:

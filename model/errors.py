@@ -1,0 +1,23 @@
+"""What can go wrong with a model. The runners map these to the one error table.
+
+ModelError
+├── CheckpointError             a checkpoint that is missing, broken, or not what its config says
+│   └── UnsupportedArchitecture
+└── DeviceError                 the device that was asked for is not there
+"""
+
+
+class ModelError(Exception):
+    """A failure of the model's own, in words that a user can act on."""
+
+
+class CheckpointError(ModelError):
+    pass
+
+
+class UnsupportedArchitecture(CheckpointError):
+    pass
+
+
+class DeviceError(ModelError):
+    pass

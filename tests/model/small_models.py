@@ -1,0 +1,97 @@
+"""Small random checkpoints, made by the reference library and saved as users save theirs."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+VOCABULARY_SIZE = 96
+
+
+def llama(**changes: object) -> PreTrainedModel:
+    settings = {
+        "vocab_size": VOCABULARY_SIZE,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": False,
+    }
+    return _random(LlamaForCausalLM(LlamaConfig(**{**settings, **changes})))
+
+
+def gpt2(**changes: object) -> PreTrainedModel:
+    return _random(GPT2LMHeadModel(_gpt2_config(**changes)))
+
+
+def bert(kind: str = "BertModel", **changes: object) -> PreTrainedModel:
+    kinds = (
+        BertModel,
+        BertForMaskedLM,
+        BertForSequenceClassification,
+        BertForTokenClassification,
+        BertForQuestionAnswering,
+    )
+    return _random({k.__name__: k for k in kinds}[kind](_bert_config(**changes)))
+
+
+def encoder_decoder() -> PreTrainedModel:
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(
+        _bert_config(), _gpt2_config(n_embd=48, n_head=4, add_cross_attention=True, is_decoder=True)
+    )
+    return _random(EncoderDecoderModel(config))
+
+
+def save(model: PreTrainedModel, folder: Path, **options: object) -> Path:
+    """Saves a model with a tokenizer of as many words as it has rows."""
+    model.save_pretrained(folder, **options)
+    words = {"[UNK]": 0} | {f"w{i}": i for i in range(1, VOCABULARY_SIZE)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def _gpt2_config(**changes: object) -> GPT2Config:
+    settings = {"vocab_size": VOCABULARY_SIZE, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 128}
+    return GPT2Config(**{**settings, **changes})
+
+
+def _bert_config(**changes: object) -> BertConfig:
+    settings = {
+        "vocab_size": VOCABULARY_SIZE,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+    }
+    return BertConfig(**{**settings, **changes})
+
+
+def _random(model: PreTrainedModel) -> PreTrainedModel:
+    """Weights large enough that a mistake shows: the library's own start near zero. Norms keep ones, biases move."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            is_scale = parameter.dim() == 1 and name.endswith("weight")
+            parameter.copy_(1 + 0.1 * noise if is_scale else 0.2 * noise)
+    return model.eval()
