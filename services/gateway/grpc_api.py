@@ -1,0 +1,130 @@
+"""gRPC: the same operations under the protos' names.
+
+Errors need no word here: the server's interceptor renders, counts and logs them. gRPC's flow control holds a stream
+back while its reader is slow; one that takes nothing for too long loses it.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from structlog.contextvars import get_contextvars
+
+from janus.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc, models_pb2, models_pb2_grpc
+from services.common.errors import Cancelled
+from services.common.grpc_server import Service
+from services.common.metrics import GatewayMetrics
+from services.common.settings import GatewaySettings
+from services.gateway.event_stream import EventStream
+from services.gateway.methods import StreamRequest
+from services.gateway.operations import Operations
+from services.gateway.request_context import RequestContext
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def grpc_services(settings: GatewaySettings, operations: Operations, metrics: GatewayMetrics) -> list[Service]:
+    """What the gateway's gRPC port serves."""
+    servicer = GatewayServicer(settings, operations, metrics)
+    encoder = encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"]
+    decoder = decoder_pb2.DESCRIPTOR.services_by_name["DecoderService"]
+    models = models_pb2.DESCRIPTOR.services_by_name["ModelService"]
+    return [
+        Service(encoder, encoder_pb2_grpc.add_EncoderServiceServicer_to_server, servicer),
+        Service(decoder, decoder_pb2_grpc.add_DecoderServiceServicer_to_server, servicer),
+        Service(models, models_pb2_grpc.add_ModelServiceServicer_to_server, servicer),
+    ]
+
+
+class GatewayServicer(
+    encoder_pb2_grpc.EncoderServiceServicer,
+    decoder_pb2_grpc.DecoderServiceServicer,
+    models_pb2_grpc.ModelServiceServicer,
+):
+    """All three services."""
+
+    def __init__(self, settings: GatewaySettings, operations: Operations, metrics: GatewayMetrics) -> None:
+        self._settings = settings
+        self._operations = operations
+        self._metrics = metrics
+
+    async def ClassifyText(
+        self, request: encoder_pb2.ClassifyTextRequest, context: _Context
+    ) -> encoder_pb2.ClassifyTextResponse:
+        response = await self._operations.unary(request, self._request_context(context))
+        assert isinstance(response, encoder_pb2.ClassifyTextResponse)
+        return response
+
+    async def EmbedText(
+        self, request: encoder_pb2.EmbedTextRequest, context: _Context
+    ) -> encoder_pb2.EmbedTextResponse:
+        response = await self._operations.unary(request, self._request_context(context))
+        assert isinstance(response, encoder_pb2.EmbedTextResponse)
+        return response
+
+    def Generate(
+        self, request: decoder_pb2.GenerateRequest, context: _Context
+    ) -> AsyncIterator[decoder_pb2.GenerateResponse]:
+        return self._stream(request, context)
+
+    def Chat(self, request: decoder_pb2.ChatRequest, context: _Context) -> AsyncIterator[decoder_pb2.ChatResponse]:
+        return self._stream(request, context)
+
+    async def ListModels(
+        self, request: models_pb2.ListModelsRequest, context: _Context
+    ) -> models_pb2.ListModelsResponse:
+        return self._operations.list_models()
+
+    async def GetModel(self, request: models_pb2.GetModelRequest, context: _Context) -> models_pb2.GetModelResponse:
+        return self._operations.get_model(request.model)
+
+    async def _stream(self, request: StreamRequest, context: _Context) -> AsyncIterator[Any]:
+        stream = await self._operations.stream(request, self._request_context(context))
+        reader = _Reader(stream, self._settings.stream_stall_seconds)
+        try:
+            while (response := await stream.read()) is not None:
+                reader.waiting_since = time.monotonic()
+                yield response
+                reader.waiting_since = None
+                if reader.has_stalled:
+                    self._metrics.cancellations_total.labels("stalled").inc()
+                    raise Cancelled("The stream was not read.")
+        finally:
+            reader.forget()
+            stream.close()
+
+    def _request_context(self, context: _Context) -> RequestContext:
+        now = time.monotonic()
+        patience = self._settings.request_timeout_seconds
+        remaining = context.time_remaining()
+        return RequestContext(
+            request_id=get_contextvars()["request_id"],
+            deadline=now + (patience if remaining is None else min(patience, remaining)),
+            started_at=now,
+        )
+
+
+class _Reader:
+    """Closes a stream whose reader takes nothing; the worker is free even while the rpc still hangs."""
+
+    def __init__(self, stream: EventStream, stall_seconds: float) -> None:
+        self.waiting_since: float | None = None
+        self.has_stalled = False
+        self._stream = stream
+        self._stall_seconds = stall_seconds
+        self._look_again()
+
+    def forget(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        if self.waiting_since is not None and time.monotonic() - self.waiting_since >= self._stall_seconds:
+            self.has_stalled = True
+            self._stream.close()
+        else:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._stall_seconds / 2, self._look)

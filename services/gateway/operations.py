@@ -1,0 +1,126 @@
+"""The two functions behind every route: `unary` for one answer, `stream` for events.
+
+REST and gRPC both call them with the same messages, so both give equal answers and equal errors. A worker that is
+lost before the caller was told anything is replaced once: encoder tasks have no effects, and a stream of which no
+event was passed on may start again.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+import grpc
+
+from janus.v1 import models_pb2
+from services.common.errors import Draining, ModelLoading, WorkerLost
+from services.common.metrics import GatewayMetrics
+from services.common.rpc_status import from_rpc_error
+from services.gateway.event_stream import EventStream
+from services.gateway.methods import METHODS, StreamRequest, UnaryRequest, UnaryResponse
+from services.gateway.request_context import RequestContext
+from services.gateway.router import Router
+from services.gateway.validation import validate
+from services.gateway.worker_client import WorkerClient
+
+# How long a request waits for another worker when its own was lost.
+REPLACEMENT_SECONDS: Final = 1.0
+
+_Answer = TypeVar("_Answer")
+
+
+class Operations:
+    """What the gateway does, whatever the transport."""
+
+    def __init__(self, router: Router, metrics: GatewayMetrics) -> None:
+        self.router = router
+        self._metrics = metrics
+
+    async def unary(self, request: UnaryRequest, context: RequestContext) -> UnaryResponse:
+        """One request, one answer.
+
+        Raises JanusError.
+        """
+        method = METHODS[type(request)]
+
+        async def ask(worker: WorkerClient) -> UnaryResponse:
+            release = self._admit(worker, request.model)
+            try:
+                response: UnaryResponse = await worker.unary(method)(request, **_call_options(context))
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc_error(error) from None
+            finally:
+                release()
+            return response
+
+        response = await self._ask(request, context, ask)
+        response.id = f"{method.id_prefix}-{context.request_id}"
+        response.model = context.model
+        response.created_unix_seconds = response.created_unix_seconds or int(time.time())
+        context.consumed(response.usage)
+        return response
+
+    async def stream(self, request: StreamRequest, context: RequestContext) -> EventStream:
+        """One request, a stream that has begun; close it.
+
+        Raises JanusError.
+        """
+        method = METHODS[type(request)]
+
+        async def ask(worker: WorkerClient) -> EventStream:
+            call = worker.stream(method)(request, **_call_options(context))
+            stream = EventStream(call, context, self._admit(worker, request.model))
+            try:
+                await stream.open()
+            except BaseException:
+                stream.close()
+                raise
+            return stream
+
+        return await self._ask(request, context, ask)
+
+    def list_models(self) -> models_pb2.ListModelsResponse:
+        return models_pb2.ListModelsResponse(models=self.router.models())
+
+    def get_model(self, model_id: str) -> models_pb2.GetModelResponse:
+        """Raises ModelNotFound."""
+        return models_pb2.GetModelResponse(model=self.router.model(model_id))
+
+    async def _ask(
+        self,
+        request: UnaryRequest | StreamRequest,
+        context: RequestContext,
+        ask: Callable[[WorkerClient], Awaitable[_Answer]],
+    ) -> _Answer:
+        method = METHODS[type(request)]
+        context.task = method.task
+        validate(request)
+        worker, request.model = self.router.choose(method, request.model)
+        context.routed(request.model, worker.target)
+        generation = worker.generation
+        try:
+            return await ask(worker)
+        except (WorkerLost, Draining, ModelLoading) as error:
+            replacement = await self.router.choose_again(
+                request.model, lost=worker, generation=generation, within_seconds=REPLACEMENT_SECONDS
+            )
+            if replacement is None:
+                raise
+            self._metrics.retries_total.labels(worker.kind, error.code).inc()
+        context.routed(request.model, replacement.target)
+        return await ask(replacement)
+
+    def _admit(self, worker: WorkerClient, model: str) -> Callable[[], None]:
+        """Counts a request as running; what is returned ends that."""
+        running = self._metrics.requests_running.labels(model)
+        worker.num_running += 1
+        running.inc()
+
+        def release() -> None:
+            worker.num_running -= 1
+            running.dec()
+
+        return release
+
+
+def _call_options(context: RequestContext) -> dict[str, Any]:
+    return {"timeout": context.remaining_seconds, "metadata": (("x-request-id", context.request_id),)}

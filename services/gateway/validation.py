@@ -1,0 +1,127 @@
+"""What a request may say, checked on the message itself, so that REST and gRPC refuse alike.
+
+Here stands all that holds for every model; lengths, vocabulary and templates are the worker's to check. `param` names
+the field as both transports spell it. The ranges are also what the OpenAPI document shows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+
+from google.protobuf.message import Message
+
+from janus.v1 import decoder_pb2, encoder_pb2
+from services.common.errors import InvalidRequest
+
+MAX_STOP_STRINGS = 4
+ROLES = ("system", "developer", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Numbers from `low` to `high`, both allowed unless `is_low_open`."""
+
+    low: float
+    high: float | None = None
+    is_low_open: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        is_above = value > self.low if self.is_low_open else value >= self.low
+        return is_above and (self.high is None or value <= self.high)
+
+    def __str__(self) -> str:
+        low = f"above {self.low:g}" if self.is_low_open else f"at least {self.low:g}"
+        return low if self.high is None else f"{low} and at most {self.high:g}"
+
+    @property
+    def json_schema(self) -> dict[str, float]:
+        low = {"exclusiveMinimum" if self.is_low_open else "minimum": self.low}
+        return low if self.high is None else {**low, "maximum": self.high}
+
+
+RANGES: Mapping[str, Range] = {
+    "temperature": Range(0, 2),
+    "top_p": Range(0, 1, is_low_open=True),
+    "min_p": Range(0, 1),
+    "top_k": Range(0),
+    "max_tokens": Range(1),
+    "min_tokens": Range(0),
+    "dimensions": Range(1),
+    "parameters.top_k": Range(1),
+}
+
+
+@singledispatch
+def validate(request: Message) -> None:
+    """Raises InvalidRequest for what no model could serve."""
+    raise TypeError(f"no validation for {type(request).__name__}")
+
+
+@validate.register
+def _(request: encoder_pb2.ClassifyTextRequest) -> None:
+    if not request.inputs:
+        raise InvalidRequest("'inputs' needs at least one text.", param="inputs")
+    if request.parameters.HasField("top_k"):
+        _require_range("parameters.top_k", request.parameters.top_k)
+    if request.parameters.function_to_apply not in encoder_pb2.FunctionToApply.values():
+        raise InvalidRequest(
+            "'parameters.function_to_apply' is no known function.", param="parameters.function_to_apply"
+        )
+
+
+@validate.register
+def _(request: encoder_pb2.EmbedTextRequest) -> None:
+    if not request.input:
+        raise InvalidRequest("'input' needs at least one text.", param="input")
+    for each in request.input:
+        if not (each.text or each.tokens.ids):
+            raise InvalidRequest("'input' holds an empty text; there is nothing to embed.", param="input")
+        _require_token_ids("input", each.tokens.ids)
+    if request.HasField("dimensions"):
+        _require_range("dimensions", request.dimensions)
+
+
+@validate.register
+def _(request: decoder_pb2.GenerateRequest) -> None:
+    match request.WhichOneof("prompt"):
+        case None:
+            raise InvalidRequest("'prompt' is required.", param="prompt")
+        case "token_ids":
+            if not request.token_ids.ids:
+                raise InvalidRequest("'prompt' needs at least one token.", param="prompt")
+            _require_token_ids("prompt", request.token_ids.ids)
+    _validate_options(request.options)
+
+
+@validate.register
+def _(request: decoder_pb2.ChatRequest) -> None:
+    if not request.messages:
+        raise InvalidRequest("'messages' needs at least one message.", param="messages")
+    for index, message in enumerate(request.messages):
+        if message.role not in ROLES:
+            param = f"messages[{index}].role"
+            raise InvalidRequest(f"'{param}' must be one of {', '.join(ROLES)}.", param=param)
+    _validate_options(request.options)
+
+
+def _validate_options(options: decoder_pb2.GenerationOptions) -> None:
+    for name in ("temperature", "top_p", "min_p", "top_k", "max_tokens", "min_tokens"):
+        if options.HasField(name):
+            _require_range(name, getattr(options, name))
+    if options.HasField("max_tokens") and options.min_tokens > options.max_tokens:
+        raise InvalidRequest("'min_tokens' can't be more than 'max_tokens'.", param="min_tokens")
+    if len(options.stop) > MAX_STOP_STRINGS:
+        raise InvalidRequest(f"'stop' takes at most {MAX_STOP_STRINGS} strings.", param="stop")
+    if "" in options.stop:
+        raise InvalidRequest("'stop' can't hold an empty string.", param="stop")
+    _require_token_ids("stop_token_ids", options.stop_token_ids)
+
+
+def _require_range(name: str, value: float) -> None:
+    if value not in RANGES[name]:
+        raise InvalidRequest(f"'{name}' must be {RANGES[name]}.", param=name)
+
+
+def _require_token_ids(name: str, token_ids: Sequence[int]) -> None:
+    if token_ids and min(token_ids) < 0:
+        raise InvalidRequest(f"'{name}' can't hold a negative token id.", param=name)

@@ -1,0 +1,178 @@
+"""One worker as the gateway sees it: a channel, what it serves, and whether it really answers.
+
+    connecting ──► loading ──► ready ──► draining        ready: health says SERVING, models are listed,
+                      ▲          │          │            and each model answered one tiny request
+                      └── lost ◄─┴──────────┘
+
+Health is watched, not polled. A worker that says SERVING is believed only after it answered once; a new watch asks
+again, since behind the same target there may be another process. Reconnecting backs off to one second at most: gRPC's
+own two minutes would outlast any restart.
+"""
+
+import asyncio
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+
+from janus.v1 import decoder_pb2, encoder_pb2, models_pb2, models_pb2_grpc
+from services.common.errors import JanusError
+from services.common.grpc_server import CHANNEL_OPTIONS
+from services.common.rpc_status import from_rpc_error
+from services.gateway.methods import METHODS, SERVICE_OF_KIND, Method, WorkerKind
+
+_CHANNEL_OPTIONS = [
+    *CHANNEL_OPTIONS,
+    # A dead node resets nothing: only pings find out, and a watch is silent for hours.
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+_WATCH_AGAIN_SECONDS = 0.2
+_FIRST_ANSWER_SECONDS = 30.0
+
+
+class WorkerState(StrEnum):
+    CONNECTING = "connecting"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    LOST = "lost"
+
+
+class WorkerClient:
+    """A worker at `target`."""
+
+    def __init__(self, kind: WorkerKind, target: str) -> None:
+        self.kind = kind
+        self.target = target
+        self.state = WorkerState.CONNECTING
+        self.reason = "not reached yet"
+        # None until it listed them; kept while it is down, to tell an unknown model from an absent worker.
+        self.models: dict[str, models_pb2.Model] | None = None
+        self.num_running = 0
+        # Counts the times it became ready.
+        self.generation = 0
+        self._channel = grpc.aio.insecure_channel(target, _CHANNEL_OPTIONS)
+        self._on_change: Callable[[WorkerClient], None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    def start(self, on_change: Callable[["WorkerClient"], None]) -> None:
+        """Begins to watch; `on_change` is called whenever the state or its reason changed."""
+        self._on_change = on_change
+        self._watching = asyncio.create_task(self._watch(), name=f"watch {self.target}")
+
+    async def close(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        await self._channel.close()
+
+    def unary(self, method: Method) -> grpc.aio.UnaryUnaryMultiCallable[Any, Any]:
+        return self._channel.unary_unary(
+            method.path,
+            request_serializer=method.request.SerializeToString,
+            response_deserializer=method.response.FromString,
+        )
+
+    def stream(self, method: Method) -> grpc.aio.UnaryStreamMultiCallable[Any, Any]:
+        return self._channel.unary_stream(
+            method.path,
+            request_serializer=method.request.SerializeToString,
+            response_deserializer=method.response.FromString,
+        )
+
+    def serves(self, model_id: str) -> bool:
+        """Whether a request for this model can go here now."""
+        model = (self.models or {}).get(model_id)
+        return self.state is WorkerState.READY and model is not None and model.state == models_pb2.MODEL_STATE_READY
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                await self._follow_health()
+            except grpc.aio.AioRpcError as error:
+                self._become(self._state_without_answer(), f"no answer at {self.target} ({error.code().name})")
+            except JanusError as error:
+                self._become(WorkerState.LOADING, f"serves, but its first answer failed: {error.code}")
+            await asyncio.sleep(_WATCH_AGAIN_SECONDS)
+
+    async def _follow_health(self) -> None:
+        watch = self._channel.unary_stream(
+            "/grpc.health.v1.Health/Watch",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )(health_pb2.HealthCheckRequest(service=SERVICE_OF_KIND[self.kind]))
+        has_served = False
+        try:
+            while isinstance(health := await watch.read(), health_pb2.HealthCheckResponse):
+                if health.status == health_pb2.HealthCheckResponse.SERVING:
+                    await self._answer_once()
+                    has_served = True
+                elif has_served:
+                    self._become(WorkerState.DRAINING, "draining")
+                    # A watch is a running rpc too: it would hold the worker's drain up.
+                    return
+                else:
+                    self._become(WorkerState.LOADING, "loading its model")
+        finally:
+            watch.cancel()
+
+    async def _answer_once(self) -> None:
+        """Raises JanusError when the worker can't list its models or answer the smallest request."""
+        try:
+            listed = await models_pb2_grpc.ModelServiceStub(self._channel).ListModels(
+                models_pb2.ListModelsRequest(), timeout=_FIRST_ANSWER_SECONDS
+            )
+            self.models = {model.id: model for model in listed.models}
+            for model in listed.models:
+                await self._ask_something_small(model)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        self.generation += 1
+        self._become(WorkerState.READY, "")
+
+    async def _ask_something_small(self, model: models_pb2.Model) -> None:
+        request = _smallest_request(model)
+        if request is None:
+            return
+        method = METHODS[type(request)]
+        metadata = (("x-request-id", f"first-answer-{self.generation + 1}"),)
+        if method.worker_kind == "encoder":
+            await self.unary(method)(request, timeout=_FIRST_ANSWER_SECONDS, metadata=metadata)
+            return
+        call = self.stream(method)(request, timeout=_FIRST_ANSWER_SECONDS, metadata=metadata)
+        while await call.read() is not grpc.aio.EOF:
+            pass
+
+    def _state_without_answer(self) -> WorkerState:
+        match self.state:
+            case WorkerState.CONNECTING:
+                return WorkerState.CONNECTING
+            case WorkerState.DRAINING if self.num_running:
+                # It takes no new connections, but still answers what it has.
+                return WorkerState.DRAINING
+            case _:
+                return WorkerState.LOST
+
+    def _become(self, state: WorkerState, reason: str) -> None:
+        if (state, reason) != (self.state, self.reason):
+            self.state, self.reason = state, reason
+            if self._on_change is not None:
+                self._on_change(self)
+
+
+def _smallest_request(model: models_pb2.Model) -> Message | None:
+    """One word to read, or one token to write, for the first task of this model that the gateway passes on."""
+    for task in model.tasks:
+        match task:
+            case "classify":
+                return encoder_pb2.ClassifyTextRequest(model=model.id, inputs=["ready"])
+            case "embeddings":
+                return encoder_pb2.EmbedTextRequest(model=model.id, input=[encoder_pb2.EmbedTextInput(text="ready")])
+            case "completions" | "chat":
+                options = decoder_pb2.GenerationOptions(max_tokens=1, temperature=0)
+                return decoder_pb2.GenerateRequest(model=model.id, text="ready", options=options)
+    return None

@@ -1,0 +1,230 @@
+"""Workers that answer by a script: real gRPC servers, no model.
+
+`python gateway_fakes.py encoder 50061` runs one as a process of its own, for tests that kill it.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+from janus.v1 import (
+    common_pb2,
+    decoder_pb2,
+    decoder_pb2_grpc,
+    encoder_pb2,
+    encoder_pb2_grpc,
+    models_pb2,
+    models_pb2_grpc,
+    streams_pb2,
+)
+from services.common.errors import JanusError
+from services.common.grpc_server import GrpcServer, Service, start_server
+from services.common.metrics import ServiceMetrics
+
+ENCODER_MODEL = models_pb2.Model(
+    id="acme/minilm",
+    created_unix_seconds=1_700_000_000,
+    tasks=["classify", "embeddings"],
+    default_tasks=["classify", "embeddings"],
+    labels=["negative", "positive"],
+    max_input_tokens=512,
+    dtype="float32",
+    device="cpu",
+    kernel="portable",
+    digest="e" * 64,
+    state=models_pb2.MODEL_STATE_READY,
+)
+DECODER_MODEL = models_pb2.Model(
+    id="smol",
+    created_unix_seconds=1_700_000_000,
+    tasks=["chat", "completions"],
+    default_tasks=["chat", "completions"],
+    max_input_tokens=2048,
+    dtype="float32",
+    device="cpu",
+    kernel="portable",
+    digest="d" * 64,
+    state=models_pb2.MODEL_STATE_READY,
+    vocabulary_size=100,
+    generation_defaults=models_pb2.GenerationDefaults(max_tokens=1024, temperature=0.2, top_p=0.9),
+)
+READINESS_PREFIX = "first-answer-"
+
+
+class FakeWorker(
+    encoder_pb2_grpc.EncoderServiceServicer,
+    decoder_pb2_grpc.DecoderServiceServicer,
+    models_pb2_grpc.ModelServiceServicer,
+):
+    """A worker of either kind; the attributes are its script."""
+
+    def __init__(self, kind: str, models: list[models_pb2.Model] | None = None) -> None:
+        self.kind = kind
+        self.models = models or [ENCODER_MODEL if kind == "encoder" else DECODER_MODEL]
+        self.failure: JanusError | Exception | None = None
+        self.failure_after_tokens: int | None = None
+        self.words = ["Paris", " is", " lovely", "."]
+        self.token_seconds = 0.0
+        self.answer_seconds = 0.0
+        # Requests of callers; the gateway's own first ones are counted apart.
+        self.requests: list[Any] = []
+        self.request_ids: list[str] = []
+        self.num_first_answers = 0
+        self.num_cancelled = 0
+        self.num_running = 0
+        self.num_sent = 0
+        self.port = 0
+        self._server: GrpcServer | None = None
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self, *, is_serving: bool = True) -> None:
+        """Opens the port it had before, or any."""
+        if self.kind == "encoder":
+            own = Service(
+                encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"],
+                encoder_pb2_grpc.add_EncoderServiceServicer_to_server,
+                self,
+            )
+        else:
+            own = Service(
+                decoder_pb2.DESCRIPTOR.services_by_name["DecoderService"],
+                decoder_pb2_grpc.add_DecoderServiceServicer_to_server,
+                self,
+            )
+        models = Service(
+            models_pb2.DESCRIPTOR.services_by_name["ModelService"],
+            models_pb2_grpc.add_ModelServiceServicer_to_server,
+            self,
+        )
+        self._server = await start_server(
+            [own, models], host="127.0.0.1", port=self.port, setting="FAKE", metrics=ServiceMetrics()
+        )
+        self.port = self._server.port
+        await self.set_serving(is_serving)
+
+    async def set_serving(self, is_serving: bool = True) -> None:
+        assert self._server is not None
+        await self._server.set_serving(is_serving)
+
+    async def stop(self, drain_seconds: float = 0) -> None:
+        if self._server is not None:
+            await self._server.drain(drain_seconds)
+            self._server = None
+
+    async def ListModels(self, request: Any, context: Any) -> models_pb2.ListModelsResponse:
+        return models_pb2.ListModelsResponse(models=self.models)
+
+    async def GetModel(self, request: Any, context: Any) -> models_pb2.GetModelResponse:
+        return models_pb2.GetModelResponse(model=self.models[0])
+
+    async def ClassifyText(self, request: Any, context: Any) -> encoder_pb2.ClassifyTextResponse:
+        await self._begin(request, context)
+        labels = [
+            encoder_pb2.LabelScore(label="positive", score=0.75),
+            encoder_pb2.LabelScore(label="negative", score=0.25),
+        ]
+        if request.parameters.HasField("top_k"):
+            labels = labels[: request.parameters.top_k]
+        return encoder_pb2.ClassifyTextResponse(
+            model=request.model,
+            results=[encoder_pb2.TextClassification(labels=labels) for _ in request.inputs],
+            usage=_usage(3 * len(request.inputs), 0, truncated=request.truncate),
+            metrics=common_pb2.Timings(queue_ms=0.5, tokenize_ms=0.25, inference_ms=2, total_ms=3),
+        )
+
+    async def EmbedText(self, request: Any, context: Any) -> encoder_pb2.EmbedTextResponse:
+        await self._begin(request, context)
+        vectors = [[0.5, -0.25, 0.1, float(len(each.text) or len(each.tokens.ids))] for each in request.input]
+        if request.HasField("dimensions"):
+            vectors = [vector[: request.dimensions] for vector in vectors]
+        return encoder_pb2.EmbedTextResponse(
+            model=request.model,
+            embeddings=[encoder_pb2.Embedding(values=vector) for vector in vectors],
+            usage=_usage(3 * len(request.input), 0, truncated=request.truncate),
+            metrics=common_pb2.Timings(queue_ms=0.5, tokenize_ms=0.25, inference_ms=2, total_ms=3),
+        )
+
+    async def Generate(self, request: Any, context: Any) -> AsyncIterator[decoder_pb2.GenerateResponse]:
+        async for event in self._events(request, context):
+            yield decoder_pb2.GenerateResponse(event=event)
+
+    async def Chat(self, request: Any, context: Any) -> AsyncIterator[decoder_pb2.ChatResponse]:
+        async for event in self._events(request, context):
+            yield decoder_pb2.ChatResponse(event=event)
+
+    async def _events(self, request: Any, context: Any) -> AsyncIterator[streams_pb2.StreamEvent]:
+        self.num_running += 1
+        try:
+            is_first_answer = await self._begin(request, context)
+            async for event in self._script(request, is_first_answer):
+                self.num_sent += 1
+                yield event
+        except (asyncio.CancelledError, GeneratorExit):
+            self.num_cancelled += 1
+            raise
+        finally:
+            self.num_running -= 1
+
+    async def _script(self, request: Any, is_first_answer: bool) -> AsyncIterator[streams_pb2.StreamEvent]:
+        options = request.options
+        words = self.words[: options.max_tokens] if options.HasField("max_tokens") else self.words
+        yield streams_pb2.StreamEvent(
+            sequence=0,
+            started=streams_pb2.StreamStarted(stream_id=f"s{len(self.requests)}", model=request.model, seed=options.seed),
+        )
+        for index, word in enumerate(words):
+            if index == self.failure_after_tokens and not is_first_answer:
+                assert self.failure is not None
+                raise self.failure
+            if self.token_seconds:
+                await asyncio.sleep(self.token_seconds)
+            delta = streams_pb2.StreamDelta(token_ids=[index], text=word)
+            yield streams_pb2.StreamEvent(sequence=index + 1, delta=delta)
+        reason = streams_pb2.FINISH_REASON_STOP if len(words) == len(self.words) else streams_pb2.FINISH_REASON_LENGTH
+        yield streams_pb2.StreamEvent(
+            sequence=len(words) + 1, finished=streams_pb2.StreamFinished(finish_reason=reason)
+        )
+        timings = common_pb2.Timings(queue_ms=0.5, tokenize_ms=0.25, prefill_ms=4, decode_ms=8, total_ms=13)
+        ended = streams_pb2.StreamEnded(usage=_usage(5, len(words)), timings=timings)
+        yield streams_pb2.StreamEvent(sequence=len(words) + 2, ended=ended)
+
+    async def _begin(self, request: Any, context: Any) -> bool:
+        """Records a request and follows the script; whether it was the gateway's own first one."""
+        request_id = dict(context.invocation_metadata()).get("x-request-id", "")
+        if request_id.startswith(READINESS_PREFIX):
+            self.num_first_answers += 1
+            return True
+        self.requests.append(request)
+        self.request_ids.append(request_id)
+        if self.answer_seconds:
+            await asyncio.sleep(self.answer_seconds)
+        if self.failure is not None and self.failure_after_tokens is None:
+            raise self.failure
+        return False
+
+
+def _usage(prompt_tokens: int, completion_tokens: int, truncated: bool = False) -> common_pb2.Usage:
+    return common_pb2.Usage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=prompt_tokens + completion_tokens,
+        truncated=truncated,
+    )
+
+
+async def _serve(kind: str, port: int, token_seconds: float) -> None:
+    worker = FakeWorker(kind)
+    worker.port = port
+    worker.words = ["token "] * 1000
+    worker.token_seconds = token_seconds
+    await worker.start()
+    print("serving", flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])))
