@@ -12,7 +12,7 @@ import socket
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,9 +47,12 @@ POLL_SECONDS = 0.25
 
 
 def serve(**flags: str | None) -> None:
-    """Start encoder, decoder and gateway, and keep them running. Every flag is also an environment variable."""
+    """Start encoder, decoder and gateway, and keep them running.
+
+    Every flag is also an environment variable: --decoder-model is JANUS_DECODER_MODEL.
+    """
     os.environ.update({f"JANUS_{name.upper()}": value for name, value in flags.items() if value is not None})
-    raise typer.Exit(serve_here(os.environ))
+    raise typer.Exit(serve_here(os.environ, SERVICES))
 
 
 def _parameters(settings: Iterable[Setting]) -> list[inspect.Parameter]:
@@ -81,14 +84,14 @@ def with_setting_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def serve_here(environment: MutableMapping[str, str]) -> ExitCode:
+def serve_here(environment: MutableMapping[str, str], services: Sequence[Service]) -> ExitCode:
     """Check the settings, tell where the doors are, and supervise until the end."""
     gateway, encoder, decoder = settings = (
         load_settings(GatewaySettings, []),
         load_settings(EncoderSettings, []),
         load_settings(DecoderSettings, []),
     )
-    log = ServiceLog([service.name for service in SERVICES], log_format=gateway.log_format)
+    log = ServiceLog([service.name for service in services], log_format=gateway.log_format)
     try:
         ports = {each.side: _open_ports(each) for each in settings}
     except ConfigurationError as error:
@@ -108,7 +111,7 @@ def serve_here(environment: MutableMapping[str, str]) -> ExitCode:
         state_file = StateFile(gateway.supervisor_state or Path(folder) / "supervisor.json")
         environment[setting_of(gateway, "supervisor_state")] = str(state_file.path)
         supervisor = Supervisor(
-            SERVICES,
+            services,
             environment=environment,
             log=log,
             state_file=state_file,

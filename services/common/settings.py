@@ -5,6 +5,7 @@ same. A field of `CommonSettings` or `WorkerSettings` may also be set for all se
 narrower name wins, a flag wins over both. The set of names is an interface, frozen by a test.
 """
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -244,8 +245,13 @@ def load_settings(cls: type[S], arguments: Sequence[str] | None = None) -> S:
 
 
 def _line(cls: type[CommonSettings], field: str, message: str, value: object) -> str:
-    flag = "--" + field.replace("_", "-")
-    return f"{setting_of(cls, field)} ({flag}) is {str(value)!r}: {message[:1].lower()}{message[1:]}"
+    return f"{_given_as(cls, field)} is {str(value)!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _given_as(cls: type[CommonSettings], field: str) -> str:
+    """The name that a wrong value most likely came by: the shared one only where that alone is set."""
+    own, shared = setting_of(cls, field), f"JANUS_{field.upper()}"
+    return shared if field in cls.shared_fields() and shared in os.environ and own not in os.environ else own
 
 
 def _refuse(lines: list[str]) -> NoReturn:
