@@ -1,0 +1,89 @@
+"""A checkpoint that is not what its config says is refused, by the name of what is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+import small_models
+import torch
+from safetensors.torch import load_file, save_file
+
+from model.checkpoints.registry import load, open_checkpoint
+from model.errors import CheckpointError, UnsupportedArchitecture
+
+CPU = torch.device("cpu")
+
+
+def spoiled(folder: Path, change: str) -> Path:
+    """A small Llama with one thing wrong."""
+    small_models.save(small_models.llama(), folder)
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    name = "model.layers.1.self_attn.k_proj.weight"
+    if change == "missing":
+        del tensors[name]
+    elif change == "unexpected":
+        tensors["model.layers.1.self_attn.k_norm.weight"] = torch.ones(8)
+    elif change == "shape":
+        tensors[name] = torch.zeros(3, 48)
+    elif change == "layers":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
+    save_file(tensors, weights, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("missing", r"no tensor .* fills decoder\.blocks\.1\.attention\.project_in\.weight\[key\]"),
+        ("unexpected", r"unexpected tensors: model\.layers\.1\.self_attn\.k_norm\.weight"),
+        ("shape", r"k_proj\.weight has shape \[3, 48\], the config asks for \[16, 48\]"),
+        ("layers", r"no tensor .* fills decoder\.blocks\.3"),
+    ],
+)
+def test_wrong_tensors(change: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load(open_checkpoint(spoiled(tmp_path, change)), device=CPU, dtype=torch.float32)
+
+
+def changed_config(folder: Path, **changes: object) -> Path:
+    small_models.save(small_models.llama(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    return folder
+
+
+def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
+    folder = changed_config(tmp_path, architectures=["MambaForCausalLM"])
+    with pytest.raises(UnsupportedArchitecture, match=r"MambaForCausalLM.*served: .*LlamaForCausalLM"):
+        load(open_checkpoint(folder), device=CPU, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": None}, "lacks 'hidden_size'"),
+        ({"hidden_act": "swish-gate"}, "activation 'swish-gate' is not known"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn' is not known"),
+    ],
+)
+def test_an_unusable_config_is_named(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load(open_checkpoint(changed_config(tmp_path, **changes)), device=CPU, dtype=torch.float32)
+
+
+def test_a_path_that_is_nothing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file"):
+        open_checkpoint(tmp_path / "nowhere")
+    (tmp_path / "weights.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"folder or a \.gguf file"):
+        open_checkpoint(tmp_path / "weights.bin")
+
+
+def test_a_tied_head_is_the_token_table(tmp_path: Path) -> None:
+    small_models.save(small_models.llama(tie_word_embeddings=True), tmp_path)
+    model = load(open_checkpoint(tmp_path), device=CPU, dtype=torch.bfloat16)
+    assert model.head.output.weight.data_ptr() == model.decoder.embeddings.tokens.weight.data_ptr()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert not any(parameter.requires_grad for parameter in model.parameters())
