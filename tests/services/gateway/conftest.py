@@ -10,16 +10,17 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 HERE = Path(__file__).parent
 # The root first: tests/services would else be taken for the package `services`.
 sys.path[:0] = [str(HERE.parents[2]), str(HERE)]
 
-from gateway_fakes import FakeWorker
+from gateway_fakes import FakeWorker  # noqa: E402
 
-from services.common.grpc_server import CHANNEL_OPTIONS
-from services.common.settings import GatewaySettings
-from services.gateway.server import Gateway, start_gateway
+from services.common.grpc_server import CHANNEL_OPTIONS  # noqa: E402
+from services.common.settings import GatewaySettings  # noqa: E402
+from services.gateway.server import Gateway, start_gateway  # noqa: E402
 
 
 @dataclass
@@ -35,12 +36,19 @@ class House:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.gateway.http_port}"
 
-    async def metric(self, line: str) -> float:
-        """The value of one series, given as it is written; 0 when it isn't there."""
-        for each in (await self.http.get("/metrics")).text.splitlines():
-            if each.startswith(f"{line} "):
-                return float(each.rpartition(" ")[2])
-        return 0.0
+    async def metric(self, name: str, **labels: str) -> float:
+        """The sum of the series that have these labels."""
+        text = (await self.http.get("/metrics")).text
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        return sum(each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
+
+    async def until_metric(self, value: float, name: str, **labels: str) -> None:
+        """A request is counted when it is over, which its client may see first."""
+        for _ in range(100):
+            if await self.metric(name, **labels) == value:
+                return
+            await asyncio.sleep(0.01)
+        assert await self.metric(name, **labels) == value
 
 
 StartHouse = Callable[..., Awaitable[House]]

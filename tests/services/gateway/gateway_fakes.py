@@ -172,10 +172,9 @@ class FakeWorker(
     async def _script(self, request: Any, is_first_answer: bool) -> AsyncIterator[streams_pb2.StreamEvent]:
         options = request.options
         words = self.words[: options.max_tokens] if options.HasField("max_tokens") else self.words
-        yield streams_pb2.StreamEvent(
-            sequence=0,
-            started=streams_pb2.StreamStarted(stream_id=f"s{len(self.requests)}", model=request.model, seed=options.seed),
-        )
+        stream_id = f"s{len(self.requests)}"
+        started = streams_pb2.StreamStarted(stream_id=stream_id, model=request.model, seed=options.seed)
+        yield streams_pb2.StreamEvent(sequence=0, started=started)
         for index, word in enumerate(words):
             if index == self.failure_after_tokens and not is_first_answer:
                 assert self.failure is not None

@@ -53,7 +53,8 @@ async def test_chat_finishes_by_length(client):
 
 async def test_completion_takes_every_kind_of_prompt(client, house):
     answer = await client.completions.create(model="smol", prompt="Paris")
-    assert (answer.object, answer.choices[0].text, answer.choices[0].index) == ("text_completion", "Paris is lovely.", 0)
+    assert answer.object == "text_completion"
+    assert (answer.choices[0].text, answer.choices[0].index) == ("Paris is lovely.", 0)
     assert house.decoder.requests[-1].options.max_tokens == 16
     for prompt, count in [(["a", "b"], 2), ([1, 2, 3], 1), ([[1], [2, 3]], 2)]:
         answer = await client.completions.create(model="smol", prompt=prompt, max_tokens=1)

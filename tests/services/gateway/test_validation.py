@@ -1,0 +1,289 @@
+"""Every rule that a REST body can break: a 400 with the field's name, and never the value."""
+
+import json
+from typing import Any
+
+import pytest
+from conftest import House
+
+CHAT = {"messages": [{"role": "user", "content": "hello"}]}
+SECRET = "the-value-that-was-sent"
+
+BAD_CHATS: list[tuple[dict[str, Any], str]] = [
+    ({"messages": []}, "messages"),
+    ({}, "messages"),
+    ({"messages": SECRET}, "messages"),
+    ({"messages": [SECRET]}, "messages[0]"),
+    ({"messages": [{"role": SECRET, "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"content": SECRET}]}, "messages[0].role"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": SECRET}}]}]},
+        "messages[0].content[0]",
+    ),
+    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+    ({**CHAT, "temperature": -0.1}, "temperature"),
+    ({**CHAT, "temperature": 2.1}, "temperature"),
+    ({**CHAT, "temperature": "0.5"}, "temperature"),
+    ({**CHAT, "temperature": True}, "temperature"),
+    ({**CHAT, "top_p": 0}, "top_p"),
+    ({**CHAT, "top_p": 1.5}, "top_p"),
+    ({**CHAT, "top_k": -1}, "top_k"),
+    ({**CHAT, "min_p": 1.1}, "min_p"),
+    ({**CHAT, "max_tokens": 0}, "max_tokens"),
+    ({**CHAT, "max_tokens": 1.5}, "max_tokens"),
+    ({**CHAT, "max_tokens": 2**31}, "max_tokens"),
+    ({**CHAT, "max_completion_tokens": 0}, "max_completion_tokens"),
+    ({**CHAT, "max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens"),
+    ({**CHAT, "min_tokens": -1}, "min_tokens"),
+    ({**CHAT, "min_tokens": 5, "max_tokens": 4}, "min_tokens"),
+    ({**CHAT, "seed": 2**63}, "seed"),
+    ({**CHAT, "seed": 1.0}, "seed"),
+    ({**CHAT, "stop": 5}, "stop"),
+    ({**CHAT, "stop": ["a", 5]}, "stop"),
+    ({**CHAT, "stop": [""]}, "stop"),
+    ({**CHAT, "stop": ["a", "b", "c", "d", "e"]}, "stop"),
+    ({**CHAT, "stop_token_ids": [-1]}, "stop_token_ids"),
+    ({**CHAT, "stop_token_ids": ["a"]}, "stop_token_ids[0]"),
+    ({**CHAT, "ignore_eos": 1}, "ignore_eos"),
+    ({**CHAT, "stream": "yes"}, "stream"),
+    ({**CHAT, "stream_options": {"include_usage": True}}, "stream_options"),
+    ({**CHAT, "stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+    ({**CHAT, "stream": True, "stream_options": {"novel": 1}}, "stream_options.novel"),
+    ({**CHAT, "model": ""}, "model"),
+    ({**CHAT, "model": 7}, "model"),
+    ({**CHAT, "novel": SECRET}, "novel"),
+    ({**CHAT, "n": 2}, "n"),
+    ({**CHAT, "n": True}, "n"),
+    ({**CHAT, "tools": [{"type": "function"}]}, "tools"),
+    ({**CHAT, "tool_choice": "required"}, "tool_choice"),
+    ({**CHAT, "functions": [{}]}, "functions"),
+    ({**CHAT, "response_format": {"type": "json_object"}}, "response_format"),
+    ({**CHAT, "logprobs": True}, "logprobs"),
+    ({**CHAT, "top_logprobs": 2}, "top_logprobs"),
+    ({**CHAT, "presence_penalty": 0.5}, "presence_penalty"),
+    ({**CHAT, "frequency_penalty": 0.5}, "frequency_penalty"),
+    ({**CHAT, "repetition_penalty": 1.1}, "repetition_penalty"),
+    ({**CHAT, "logit_bias": {"5": 1}}, "logit_bias"),
+    ({**CHAT, "audio": {}}, "audio"),
+    ({**CHAT, "modalities": ["audio"]}, "modalities"),
+    ({**CHAT, "structured_outputs": {"regex": "a"}}, "structured_outputs"),
+    ({**CHAT, "prompt": "x"}, "prompt"),
+]
+
+BAD_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
+    ({}, "prompt"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": [[]]}, "prompt"),
+    ({"prompt": {"a": 1}}, "prompt"),
+    ({"prompt": ["a", 1]}, "prompt"),
+    ({"prompt": [1, -1]}, "prompt"),
+    ({"prompt": [2**31]}, "prompt"),
+    ({"prompt": [True]}, "prompt"),
+    ({"prompt": ["a"] * 129}, "prompt"),
+    ({"prompt": "a", "logprobs": 0}, "logprobs"),
+    ({"prompt": "a", "echo": True}, "echo"),
+    ({"prompt": "a", "suffix": "b"}, "suffix"),
+    ({"prompt": "a", "best_of": 2}, "best_of"),
+    ({"prompt": "a", "messages": []}, "messages"),
+]
+
+BAD_EMBEDDINGS: list[tuple[dict[str, Any], str]] = [
+    ({}, "input"),
+    ({"input": ""}, "input"),
+    ({"input": []}, "input"),
+    ({"input": ["a", ""]}, "input"),
+    ({"input": [[]]}, "input"),
+    ({"input": [1.5]}, "input"),
+    ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
+    ({"input": "a", "dimensions": 0}, "dimensions"),
+    ({"input": "a", "truncate": "yes"}, "truncate"),
+    ({"input": "a", "novel": 1}, "novel"),
+]
+
+BAD_CLASSIFICATIONS: list[tuple[dict[str, Any], str]] = [
+    ({}, "inputs"),
+    ({"inputs": []}, "inputs"),
+    ({"inputs": [1]}, "inputs"),
+    ({"inputs": {"text": "a"}}, "inputs"),
+    ({"inputs": "a", "parameters": {"top_k": 0}}, "parameters.top_k"),
+    ({"inputs": "a", "parameters": {"top_k": "all"}}, "parameters.top_k"),
+    ({"inputs": "a", "parameters": {"function_to_apply": "tanh"}}, "parameters.function_to_apply"),
+    ({"inputs": "a", "parameters": {"novel": 1}}, "parameters.novel"),
+    ({"inputs": "a", "parameters": [1]}, "parameters"),
+    ({"inputs": "a", "novel": 1}, "novel"),
+]
+
+
+@pytest.fixture
+async def refuse(house: House):
+    async def refuse(path: str, body: Any) -> dict[str, Any]:
+        response = await house.http.post(path, json=body)
+        answer: dict[str, Any] = response.json()
+        assert response.status_code == 400, (body, answer)
+        assert answer["error"]["code"] == "invalid_request"
+        assert answer["error"]["type"] == "invalid_request_error"
+        assert response.headers["x-should-retry"] == "false"
+        assert SECRET not in response.text
+        return answer
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    ("path", "cases"),
+    [
+        ("/v1/chat/completions", BAD_CHATS),
+        ("/v1/completions", BAD_COMPLETIONS),
+        ("/v1/embeddings", BAD_EMBEDDINGS),
+        ("/v1/classify", BAD_CLASSIFICATIONS),
+    ],
+)
+async def test_what_is_wrong_is_named(house, refuse, path, cases):
+    for body, param in cases:
+        answer = await refuse(path, body)
+        assert answer["error"]["param"] == param, (body, answer)
+    assert not house.decoder.requests
+    assert not house.encoder.requests
+
+
+async def test_values_that_change_nothing_are_accepted(house):
+    neutral = {
+        "n": 1,
+        "presence_penalty": 0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1,
+        "logit_bias": {},
+        "logprobs": False,
+        "top_logprobs": 0,
+        "tools": [],
+        "tool_choice": "none",
+        "functions": None,
+        "response_format": {"type": "text"},
+        "modalities": ["text"],
+        "audio": None,
+        "user": "me",
+        "store": True,
+        "metadata": {"a": "b"},
+        "service_tier": "auto",
+        "parallel_tool_calls": True,
+        "temperature": None,
+        "max_tokens": None,
+        "stop": None,
+        "stream": None,
+        "stream_options": None,
+        "model": None,
+        "structured_outputs": None,
+        "priority": 0,
+    }
+    response = await house.http.post("/v1/chat/completions", json={**CHAT, **neutral})
+    assert response.status_code == 200, response.text
+    assert not house.decoder.requests[0].options.HasField("temperature")
+
+
+async def test_options_reach_the_worker(house):
+    options = {
+        "temperature": 2,
+        "top_p": 1,
+        "top_k": 0,
+        "min_p": 0.5,
+        "seed": -(2**63),
+        "max_tokens": 9,
+        "min_tokens": 9,
+        "stop": "end",
+        "stop_token_ids": [3],
+        "ignore_eos": True,
+    }
+    response = await house.http.post("/v1/chat/completions", json={**CHAT, **options})
+    assert response.status_code == 200, response.text
+    sent = house.decoder.requests[0].options
+    assert (sent.temperature, sent.top_p, sent.top_k, sent.min_p) == (2, 1, 0, 0.5)
+    assert (sent.seed, sent.max_tokens, sent.min_tokens) == (-(2**63), 9, 9)
+    assert (list(sent.stop), list(sent.stop_token_ids), sent.ignore_eos) == (["end"], [3], True)
+
+
+async def test_messages_as_clients_send_them(house):
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "ann"},
+        {"role": "assistant", "content": None, "refusal": None, "annotations": [], "audio": None, "tool_calls": []},
+        {"role": "user", "content": "", "novel": 1},
+    ]
+    response = await house.http.post("/v1/chat/completions", json={"messages": messages})
+    assert response.status_code == 200, response.text
+    sent = [(message.role, message.content, message.name) for message in house.decoder.requests[0].messages]
+    assert sent == [("developer", "be brief", ""), ("user", "a\nb", "ann"), ("assistant", "", ""), ("user", "", "")]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"text"',
+        b'{"messages": [{"role": "user", "content": "\xff\xfe"}]}',
+        b'{"temperature": NaN, "messages": [{"role": "user", "content": "x"}]}',
+        b'{"temperature": Infinity, "messages": [{"role": "user", "content": "x"}]}',
+        b'{"temperature": -Infinity, "messages": [{"role": "user", "content": "x"}]}',
+        b'{"temperature": 1e999, "messages": [{"role": "user", "content": "x"}]}',
+        b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"\\udfff": 1, "messages": [{"role": "user", "content": "x"}]}',
+        b"[" * 100_000,
+        b'{"seed": ' + b"9" * 5000 + b"}",
+        "\ufeff{}".encode(),
+    ],
+    ids=lambda body: body[:40].decode("latin-1"),
+)
+async def test_bodies_that_are_no_strict_json(house, body):
+    response = await house.http.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["code"] == "invalid_request"
+
+
+async def test_a_surrogate_pair_is_a_character(house):
+    body = b'{"messages": [{"role": "user", "content": "\\ud83d\\ude00"}]}'
+    response = await house.http.post(
+        "/v1/chat/completions", content=body, headers={"content-type": "application/json; charset=utf-8"}
+    )
+    assert response.status_code == 200
+    assert house.decoder.requests[0].messages[0].content == "😀"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"content-type": "text/plain"},
+        {"content-type": "application/x-www-form-urlencoded"},
+        {"content-type": "application/json", "content-encoding": "gzip"},
+    ],
+)
+async def test_a_body_that_is_not_declared_as_json(house, headers):
+    response = await house.http.post("/v1/chat/completions", content=json.dumps(CHAT).encode(), headers=headers)
+    assert response.status_code == 415
+    assert response.json()["error"]["code"] == "unsupported_media_type"
+
+
+async def test_a_body_that_is_too_large(start_house):
+    house = await start_house(max_body_bytes=1000)
+    headers = {"content-type": "application/json"}
+
+    async def chunks():
+        for _ in range(20):
+            yield b" " * 100
+
+    for content in (b" " * 2000, chunks()):
+        response = await house.http.post("/v1/chat/completions", content=content, headers=headers)
+        assert response.status_code == 413, response.text
+        assert response.json()["error"]["code"] == "payload_too_large"
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "1.5", "soon", "9" * 20])
+async def test_a_timeout_header_that_is_no_number(house, value):
+    response = await house.http.post("/v1/chat/completions", json=CHAT, headers={"X-Request-Timeout-Ms": value})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "X-Request-Timeout-Ms"
