@@ -38,7 +38,7 @@ class RequestContext:
     model: str = ""
     worker: str = ""
     code: str = OK
-    # How far it had come when its caller went away, or was sent away: waiting, streaming, stalled, draining.
+    # How far it had come when its caller went away, or was sent away: waiting, streaming, stalled.
     cancelled_at_stage: str | None = None
     finish_reason: str = ""
     usage: common_pb2.Usage = field(default_factory=common_pb2.Usage)

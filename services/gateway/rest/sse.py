@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from services.common.errors import Internal, JanusError
+from services.common.errors import Draining, Internal, JanusError
 from services.common.logging import get_logger
 from services.gateway.request_context import RequestContext
 from services.gateway.rest.answers import to_json
@@ -87,7 +87,9 @@ class EventStreamResponse(Response):
             else:
                 self._context.cancelled("streaming" if reader_left.done() else "stalled")
         except asyncio.CancelledError:
-            self._context.cancelled("draining")
+            # The drain timeout is over. What could still be sent is, and the reader learns why it ends.
+            self._fail(Draining("The server is going away."))
+            await send({"type": "http.response.body", "body": b"".join(self._buffer), "more_body": False})
             raise
         finally:
             for task in tasks:

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import logging
 
+import pytest
+import structlog
 from conftest import StartHouse, until, until_ready
 from gateway_fakes import FakeWorker
 
@@ -185,7 +188,6 @@ async def test_the_openapi_document(house):
 
 async def test_the_documents_examples_are_served(house):
     document = (await house.http.get("/openapi.json")).json()
-    house.encoder.models[0].id  # noqa: B018
     for path, operations in document["paths"].items():
         body = operations.get("post", {}).get("requestBody")
         for example in (
@@ -196,8 +198,19 @@ async def test_the_documents_examples_are_served(house):
             assert response.status_code == 200, (path, value, response.text)
 
 
-async def test_the_log_has_one_line_a_request_and_no_prompt(start_house: StartHouse, capsys):
+@pytest.fixture
+def json_log(capsys):
+    """The captured log as a service writes it; afterwards it is as it was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     configure_logging(GatewaySettings(log_format="json"))
+    yield capsys
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+async def test_the_log_has_one_line_a_request_and_no_prompt(start_house: StartHouse, json_log):
     house = await start_house()
     secret = "a-prompt-that-nobody-logs"
     chat = {"messages": [{"role": "user", "content": secret}]}
@@ -208,7 +221,7 @@ async def test_the_log_has_one_line_a_request_and_no_prompt(start_house: StartHo
     await house.http.post("/v1/classify", json={"inputs": secret})
     await house.http.get("/readyz")
     await house.until_metric(1, "janus_requests_total", task="classify")
-    logged = capsys.readouterr().err
+    logged = json_log.readouterr().err
     assert secret not in logged
     assert "Paris" not in logged
     lines = [json.loads(line) for line in logged.splitlines() if line.startswith("{")]
