@@ -115,6 +115,11 @@ def _default_encoder(fields: dict[str, Any]) -> Path:
     return Path(fields["weights_dir"]) / MINILM
 
 
+def _default_adapters(fields: dict[str, Any]) -> Path | None:
+    is_default_model = fields["model"] == _default_encoder(fields)
+    return REPOSITORY / "model" / "training" / "adapters" if is_default_model else None
+
+
 def _default_decoder(fields: dict[str, Any]) -> Path:
     return Path(fields["weights_dir"]) / SMOLLM2
 
@@ -140,6 +145,10 @@ class EncoderSettings(WorkerSettings):
     )
     model_id: str = Field(
         default_factory=_model_id, min_length=1, description="name the model answers to (default: from its path)"
+    )
+    adapters_dir: Path | None = Field(
+        default_factory=_default_adapters,
+        description="folder with a folder for each of the model's adapters (default: those of all-MiniLM-L6-v2)",
     )
     dtype: Literal["float32", "bf16"] = Field("bf16", description="arithmetic of the model")
     max_batch_tokens: int = Field(2048, gt=0, description="most tokens of one batch")

@@ -25,8 +25,8 @@ JANUS_GATEWAY_STREAM_STALL_SECONDS JANUS_GATEWAY_PING_INTERVAL_SECONDS JANUS_GAT
 
 JANUS_ENCODER_LOG_LEVEL JANUS_ENCODER_LOG_FORMAT JANUS_ENCODER_BIND_HOST JANUS_ENCODER_DRAIN_TIMEOUT_SECONDS
 JANUS_ENCODER_DEVICE JANUS_ENCODER_WEIGHTS_DIR JANUS_ENCODER_THREADS JANUS_ENCODER_GRPC_PORT JANUS_ENCODER_METRICS_PORT
-JANUS_ENCODER_MODEL JANUS_ENCODER_MODEL_ID JANUS_ENCODER_DTYPE JANUS_ENCODER_MAX_BATCH_TOKENS
-JANUS_ENCODER_MAX_QUEUE_REQUESTS
+JANUS_ENCODER_MODEL JANUS_ENCODER_MODEL_ID JANUS_ENCODER_ADAPTERS_DIR JANUS_ENCODER_DTYPE
+JANUS_ENCODER_MAX_BATCH_TOKENS JANUS_ENCODER_MAX_QUEUE_REQUESTS
 
 JANUS_DECODER_LOG_LEVEL JANUS_DECODER_LOG_FORMAT JANUS_DECODER_BIND_HOST JANUS_DECODER_DRAIN_TIMEOUT_SECONDS
 JANUS_DECODER_DEVICE JANUS_DECODER_WEIGHTS_DIR JANUS_DECODER_THREADS JANUS_DECODER_GRPC_PORT JANUS_DECODER_METRICS_PORT
@@ -66,6 +66,15 @@ def test_defaults_are_the_default_models_and_the_documented_ports(monkeypatch: p
     assert (gateway.http_port, gateway.grpc_port) == (8000, 50051)
     assert gateway.encoder_targets == f"127.0.0.1:{encoder.grpc_port}"
     assert gateway.decoder_targets == f"127.0.0.1:{decoder.grpc_port}"
+
+
+def test_the_default_models_adapters_are_for_it_alone() -> None:
+    own = load_settings(EncoderSettings, []).adapters_dir
+    assert own is not None
+    assert (own / "sentiment" / "adapter.json").is_file()
+    assert load_settings(EncoderSettings, ["--model", "/models/tiny"]).adapters_dir is None
+    given = load_settings(EncoderSettings, ["--model", "/models/tiny", "--adapters-dir", "/adapters"])
+    assert given.adapters_dir == Path("/adapters")
 
 
 @pytest.mark.parametrize(("path", "model_id"), [("/models/Tiny.Q4_0.gguf", "Tiny.Q4_0"), ("/models/tiny", "tiny")])
