@@ -32,8 +32,6 @@ BATCH_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 1
 REJECTIONS = frozenset(code for code, row in TABLE.items() if row.is_retryable) - {"worker_lost"}
 """Codes of requests that were refused before any work."""
 
-# How far a request had come when its client went away.
-CANCELLATION_STAGES = ("waiting", "streaming")
 WORKER_STATES = ("connecting", "loading", "ready", "draining", "lost")
 
 
