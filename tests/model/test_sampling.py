@@ -41,8 +41,9 @@ def expected_token(logits: list[float], p: SamplingParams, position: int) -> int
     logits=st.lists(st.integers(-40, 40).map(lambda n: n / 4), min_size=1, max_size=400),
     temperature=st.sampled_from([0.2, 0.7, 1.0, 3.0]),
     top_k=st.sampled_from([0, 1, 3, 40, 300]),
-    top_p=st.sampled_from([1.0, 0.95, 0.5, 0.01]),
-    min_p=st.sampled_from([0.0, 0.05, 0.7]),
+    # No sums of equal shares, where rounding alone decides whether the edge is inside.
+    top_p=st.sampled_from([1.0, 0.9531, 0.5171, 0.0137]),
+    min_p=st.sampled_from([0.0, 0.0513, 0.7171]),
     seed=SEEDS,
     position=st.integers(0, 5000),
 )

@@ -16,12 +16,13 @@ RECIPES = Path(__file__).parents[3] / "model/training/recipes"
 
 
 def sentences(count: int, seed: int) -> list[RatedSentence]:
-    """A word below 48 is bad, one above is good; the rest of the sentence says nothing."""
+    """Words 10 to 14 are bad, 15 to 19 good; the rest of the sentence says nothing."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for _ in range(count):
-        filler, word = torch.randint(90, 96, (5,), generator=generator), torch.randint(0, 90, (1,), generator=generator)
-        made.append(RatedSentence("made", 2.0 if word >= 45 else -2.0, [0, *filler.tolist(), int(word)]))
+        filler = torch.randint(90, 96, (3,), generator=generator)
+        word = int(torch.randint(10, 20, (1,), generator=generator))
+        made.append(RatedSentence("made", 2.0 if word >= 15 else -2.0, [0, word, *filler.tolist()]))
     return made
 
 

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: Hugging Face folders and GGUF files, read under one contract."""

@@ -1,0 +1,136 @@
+"""A Hugging Face folder: config.json, *.safetensors (one file or shards with an index), tokenizer.json."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from model.errors import CheckpointError
+from model.tokenizer import Tokenizer
+
+_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+
+
+class SafetensorsCheckpoint:
+    """Files are mapped and read a tensor at a time. Raises: CheckpointError for whatever is missing or broken."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config: Mapping[str, Any] = _json(path / "config.json")
+        self.generation_config: Mapping[str, Any] = _optional_json(path / "generation_config.json")
+        architectures = self.config.get("architectures") or []
+        if len(architectures) != 1:
+            raise CheckpointError(f"{path / 'config.json'}: `architectures` names {len(architectures)} models, not one")
+        self.architecture: str = architectures[0]
+        self._tokenizer_config = _optional_json(path / "tokenizer_config.json")
+        self._files = {name: opened for shard in self._shards() for name, opened in shard.items()}
+        if not self._files:
+            raise CheckpointError(f"{path}: the weights hold no tensor")
+
+    def _shards(self) -> list[dict[str, tuple[Any, Path]]]:
+        index_path = self.path / "model.safetensors.index.json"
+        if not index_path.exists():
+            files = [self.path / "model.safetensors"]
+            if not files[0].exists():
+                pickles = sorted(self.path.glob("*.bin")) + sorted(self.path.glob("*.pt"))
+                reason = f"{pickles[0].name} is a pickle, which can run code: convert it" if pickles else "no weights"
+                raise CheckpointError(f"{self.path}: model.safetensors is not there ({reason})")
+            return [_opened(files[0])]
+        index = _json(index_path)
+        if not isinstance(index.get("weight_map"), dict):
+            raise CheckpointError(f"{index_path}: there is no `weight_map`")
+        placed: dict[str, str] = index["weight_map"]
+        shards = []
+        for file_name in sorted(set(placed.values())):
+            # A shard is a file of this folder, never a path that leads elsewhere.
+            if Path(file_name).name != file_name:
+                raise CheckpointError(f"{index_path}: {file_name!r} is not a file name")
+            shard = _opened(self.path / file_name)
+            expected = {name for name, shard_name in placed.items() if shard_name == file_name}
+            if difference := sorted(expected ^ shard.keys()):
+                raise CheckpointError(f"{self.path / file_name}: index and shard disagree about {difference[0]}")
+            shards.append(shard)
+        return shards
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        template = self.path / "chat_template.jinja"
+        if template.exists():
+            return template.read_text("utf-8")
+        named = self._tokenizer_config.get("chat_template")
+        if isinstance(named, list):
+            return next((entry["template"] for entry in named if entry.get("name") == "default"), None)
+        return named
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the weights, shards in order of name."""
+        sums = hashlib.sha256()
+        for path in sorted({path for _, path in self._files.values()}):
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 22):
+                    sums.update(chunk)
+        return sums.hexdigest()
+
+    @cached_property
+    def weight_type(self) -> str:
+        types = Counter(file.get_slice(name).get_dtype() for name, (file, _) in self._files.items())
+        most_common = types.most_common(1)[0][0]
+        return _TYPES.get(most_common, most_common)
+
+    def names(self) -> frozenset[str]:
+        return frozenset(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._files[name][0].get_slice(name).get_shape())
+
+    def read(self, name: str) -> Tensor:
+        file, path = self._files[name]
+        try:
+            tensor: Tensor = file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: {name} can't be read: {error}") from error
+        return tensor
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_file(
+            self.path / "tokenizer.json",
+            bos_token=_token(self._tokenizer_config.get("bos_token")),
+            eos_token=_token(self._tokenizer_config.get("eos_token")),
+        )
+
+
+def _opened(path: Path) -> dict[str, tuple[Any, Path]]:
+    """The tensors of one file, by name."""
+    try:
+        file: Any = safe_open(path, framework="pt")
+        return dict.fromkeys(file.offset_keys(), (file, path))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: there is no such file") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return value
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return _json(path) if path.exists() else {}
+
+
+def _token(value: Any) -> str | None:
+    """A special token of tokenizer_config.json: a string, or an object with its `content`."""
+    return value.get("content") if isinstance(value, dict) else value
