@@ -12,9 +12,9 @@ import grpc
 
 from janus.v1 import streams_pb2
 from services.common.errors import WorkerLost
-from services.common.rpc_status import from_rpc_error
 from services.gateway.methods import StreamResponse
 from services.gateway.request_context import RequestContext
+from services.gateway.worker_client import rpc_errors
 
 FINISH_REASONS = {
     streams_pb2.FINISH_REASON_STOP: "stop",
@@ -79,10 +79,8 @@ class EventStream:
             self._release()
 
     async def _receive(self) -> StreamResponse | None:
-        try:
+        with rpc_errors():
             response: Any = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
         if response is grpc.aio.EOF:
             if self._has_ended:
                 return None

@@ -9,18 +9,15 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
-import grpc
-
 from janus.v1 import models_pb2
 from services.common.errors import Draining, ModelLoading, WorkerLost
 from services.common.metrics import GatewayMetrics
-from services.common.rpc_status import from_rpc_error
 from services.gateway.event_stream import EventStream
 from services.gateway.methods import METHODS, StreamRequest, UnaryRequest, UnaryResponse
 from services.gateway.request_context import RequestContext
 from services.gateway.router import Router
 from services.gateway.validation import validate
-from services.gateway.worker_client import WorkerClient
+from services.gateway.worker_client import WorkerClient, rpc_errors
 
 # How long a request waits for another worker when its own was lost.
 REPLACEMENT_SECONDS: Final = 1.0
@@ -45,9 +42,8 @@ class Operations:
         async def ask(worker: WorkerClient) -> UnaryResponse:
             release = self._admit(worker, request.model)
             try:
-                response: UnaryResponse = await worker.unary(method)(request, **_call_options(context))
-            except grpc.aio.AioRpcError as error:
-                raise from_rpc_error(error) from None
+                with rpc_errors():
+                    response: UnaryResponse = await worker.unary(method)(request, **_call_options(context))
             finally:
                 release()
             return response

@@ -10,7 +10,8 @@ own two minutes would outlast any restart.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
 
@@ -19,8 +20,9 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
 from janus.v1 import decoder_pb2, encoder_pb2, models_pb2, models_pb2_grpc
-from services.common.errors import JanusError
+from services.common.errors import Cancelled, JanusError, WorkerLost
 from services.common.grpc_server import CHANNEL_OPTIONS
+from services.common.logging import get_logger
 from services.common.rpc_status import from_rpc_error
 from services.gateway.methods import METHODS, SERVICE_OF_KIND, Method, WorkerKind
 
@@ -31,7 +33,33 @@ _CHANNEL_OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
 ]
 _WATCH_AGAIN_SECONDS = 0.2
+_ASK_AGAIN_SECONDS = 1.0
 _FIRST_ANSWER_SECONDS = 30.0
+_log = get_logger(__name__)
+
+
+@contextmanager
+def rpc_errors() -> Iterator[None]:
+    """Turns what an rpc raises into the error table.
+
+    A worker that cancels what nobody asked it to cancel is lost. grpc.aio tells of it as an error or as a
+    CancelledError; only a task that was itself asked to stop may let that one pass.
+    """
+    lost = WorkerLost("The worker went away.")
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        told = from_rpc_error(error)
+        raise (lost if isinstance(told, Cancelled) else told) from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise lost from None
+
+
+class _FirstAnswerFailed(Exception):
+    """A worker that says SERVING does not answer."""
 
 
 class WorkerState(StrEnum):
@@ -92,11 +120,15 @@ class WorkerClient:
     async def _watch(self) -> None:
         while True:
             try:
-                await self._follow_health()
-            except grpc.aio.AioRpcError as error:
-                self._become(self._state_without_answer(), f"no answer at {self.target} ({error.code().name})")
-            except JanusError as error:
-                self._become(WorkerState.LOADING, f"serves, but its first answer failed: {error.code}")
+                with rpc_errors():
+                    await self._follow_health()
+            except _FirstAnswerFailed as failure:
+                self._become(WorkerState.LOADING, str(failure))
+                await asyncio.sleep(_ASK_AGAIN_SECONDS)
+            except JanusError:
+                self._become(self._state_without_answer(), f"no answer at {self.target}")
+            except Exception:
+                _log.exception("watching a worker failed", target=self.target)
             await asyncio.sleep(_WATCH_AGAIN_SECONDS)
 
     async def _follow_health(self) -> None:
@@ -121,16 +153,17 @@ class WorkerClient:
             watch.cancel()
 
     async def _answer_once(self) -> None:
-        """Raises JanusError when the worker can't list its models or answer the smallest request."""
+        """Raises _FirstAnswerFailed when the worker can't list its models or answer the smallest request."""
         try:
-            listed = await models_pb2_grpc.ModelServiceStub(self._channel).ListModels(
-                models_pb2.ListModelsRequest(), timeout=_FIRST_ANSWER_SECONDS
-            )
-            self.models = {model.id: model for model in listed.models}
-            for model in listed.models:
-                await self._ask_something_small(model)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+            with rpc_errors():
+                listed = await models_pb2_grpc.ModelServiceStub(self._channel).ListModels(
+                    models_pb2.ListModelsRequest(), timeout=_FIRST_ANSWER_SECONDS
+                )
+                self.models = {model.id: model for model in listed.models}
+                for model in listed.models:
+                    await self._ask_something_small(model)
+        except JanusError as error:
+            raise _FirstAnswerFailed(f"serves, but its first answer failed: {error.code}") from None
         self.generation += 1
         self._become(WorkerState.READY, "")
 

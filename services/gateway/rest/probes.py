@@ -61,7 +61,9 @@ class Readiness:
 def _worker(worker: WorkerClient, supervised: dict[str, Any]) -> dict[str, Any]:
     shown: dict[str, Any] = {"kind": worker.kind, "target": worker.target, "state": worker.state.value}
     if worker.state is not WorkerState.READY:
-        shown["reason"] = supervised.get("reason") or worker.reason
+        # Of a process that runs, its own connection knows more.
+        is_up = supervised.get("state", "running") == "running"
+        shown["reason"] = worker.reason if is_up else supervised.get("reason") or worker.reason
     if "restarts" in supervised:
         shown["restarts"] = supervised["restarts"]
     return shown

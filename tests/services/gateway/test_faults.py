@@ -14,7 +14,7 @@ import pytest
 from conftest import House, StartHouse, until, until_ready
 from gateway_fakes import DECODER_MODEL, FakeWorker
 
-from services.common.errors import Draining, QueueFull, WorkerLost
+from services.common.errors import Cancelled, Draining, QueueFull, WorkerLost
 from services.gateway.worker_client import WorkerState
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
@@ -80,6 +80,35 @@ async def test_a_worker_that_dies_mid_stream(house_of_process, worker):
     assert response.json()["error"]["code"] == "no_worker"
     assert response.headers["retry-after-ms"] == "1000"
     assert (await house.http.get("/v1/models/smol")).json()["state"] == "unavailable"
+
+
+async def test_a_worker_that_cuts_its_streams(house):
+    house.decoder.token_seconds, house.decoder.words = 0.02, ["x"] * 1000
+    house.encoder.answer_seconds = 30
+    embedding = asyncio.create_task(house.http.post("/v1/embeddings", json={"input": "a"}))
+    await until(lambda: len(house.encoder.requests) == 1)
+    async with house.http.stream("POST", "/v1/chat/completions", json=STREAM) as response:
+        await house.decoder.stop()
+        await house.encoder.stop()
+        lines = [line async for line in response.aiter_lines() if line.startswith("data: ")]
+    assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "worker_lost"
+    assert (await embedding).status_code == 503
+    await until(lambda: all(worker.state is WorkerState.LOST for worker in house.gateway.router.workers))
+    await house.decoder.start()
+    await house.encoder.start()
+    await until_ready(house.http, seconds=3)
+    house.encoder.answer_seconds = 0
+    assert (await house.http.post("/v1/embeddings", json={"input": "a"})).status_code == 200
+
+
+async def test_a_status_cancelled_of_the_worker_is_a_lost_worker(house):
+    house.decoder.failure, house.decoder.failure_after_tokens = Cancelled("not by the client"), 2
+    async with house.http.stream("POST", "/v1/chat/completions", json=STREAM) as response:
+        lines = [line async for line in response.aiter_lines() if line.startswith("data: ")]
+    assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "worker_lost"
+    house.encoder.failure = Cancelled("not by the client")
+    response = await house.http.post("/v1/embeddings", json={"input": "a"})
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "worker_lost")
 
 
 async def test_a_worker_that_comes_back_is_found_within_three_seconds(house_of_process, worker):
