@@ -14,7 +14,7 @@ from janus.v1 import streams_pb2
 from services.common.errors import WorkerLost
 from services.gateway.methods import StreamResponse
 from services.gateway.request_context import RequestContext
-from services.gateway.worker_client import rpc_errors
+from services.gateway.worker_client import RPC_FAILURES, rpc_failure
 
 FINISH_REASONS = {
     streams_pb2.FINISH_REASON_STOP: "stop",
@@ -79,8 +79,10 @@ class EventStream:
             self._release()
 
     async def _receive(self) -> StreamResponse | None:
-        with rpc_errors():
+        try:
             response: Any = await self._call.read()
+        except RPC_FAILURES as error:
+            raise rpc_failure(error) from None
         if response is grpc.aio.EOF:
             if self._has_ended:
                 return None

@@ -17,7 +17,7 @@ from services.gateway.methods import METHODS, StreamRequest, UnaryRequest, Unary
 from services.gateway.request_context import RequestContext
 from services.gateway.router import Router
 from services.gateway.validation import validate
-from services.gateway.worker_client import WorkerClient, rpc_errors
+from services.gateway.worker_client import RPC_FAILURES, WorkerClient, rpc_failure
 
 # How long a request waits for another worker when its own was lost.
 REPLACEMENT_SECONDS: Final = 1.0
@@ -42,8 +42,9 @@ class Operations:
         async def ask(worker: WorkerClient) -> UnaryResponse:
             release = self._admit(worker, request.model)
             try:
-                with rpc_errors():
-                    response: UnaryResponse = await worker.unary(method)(request, **_call_options(context))
+                response: UnaryResponse = await worker.unary(method)(request, **_call_options(context))
+            except RPC_FAILURES as error:
+                raise rpc_failure(error) from None
             finally:
                 release()
             return response

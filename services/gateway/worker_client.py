@@ -10,8 +10,7 @@ own two minutes would outlast any restart.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
@@ -38,24 +37,20 @@ _FIRST_ANSWER_SECONDS = 30.0
 _log = get_logger(__name__)
 
 
-@contextmanager
-def rpc_errors() -> Iterator[None]:
-    """Turns what an rpc raises into the error table.
+RPC_FAILURES = (grpc.aio.AioRpcError, asyncio.CancelledError)
+
+
+def rpc_failure(error: BaseException) -> BaseException:
+    """What one of RPC_FAILURES means, to be raised instead.
 
     A worker that cancels what nobody asked it to cancel is lost. grpc.aio tells of it as an error or as a
-    CancelledError; only a task that was itself asked to stop may let that one pass.
+    CancelledError; that one is passed on only in a task that was itself asked to stop.
     """
-    lost = WorkerLost("The worker went away.")
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
+    if isinstance(error, grpc.aio.AioRpcError):
         told = from_rpc_error(error)
-        raise (lost if isinstance(told, Cancelled) else told) from None
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        raise lost from None
+        return WorkerLost("The worker went away.") if isinstance(told, Cancelled) else told
+    task = asyncio.current_task()
+    return error if task is not None and task.cancelling() else WorkerLost("The worker went away.")
 
 
 class _FirstAnswerFailed(Exception):
@@ -120,12 +115,13 @@ class WorkerClient:
     async def _watch(self) -> None:
         while True:
             try:
-                with rpc_errors():
-                    await self._follow_health()
+                await self._follow_health()
             except _FirstAnswerFailed as failure:
                 self._become(WorkerState.LOADING, str(failure))
                 await asyncio.sleep(_ASK_AGAIN_SECONDS)
-            except JanusError:
+            except RPC_FAILURES as error:
+                if isinstance(rpc_failure(error), asyncio.CancelledError):
+                    raise
                 self._become(self._state_without_answer(), f"no answer at {self.target}")
             except Exception:
                 _log.exception("watching a worker failed", target=self.target)
@@ -155,15 +151,17 @@ class WorkerClient:
     async def _answer_once(self) -> None:
         """Raises _FirstAnswerFailed when the worker can't list its models or answer the smallest request."""
         try:
-            with rpc_errors():
-                listed = await models_pb2_grpc.ModelServiceStub(self._channel).ListModels(
-                    models_pb2.ListModelsRequest(), timeout=_FIRST_ANSWER_SECONDS
-                )
-                self.models = {model.id: model for model in listed.models}
-                for model in listed.models:
-                    await self._ask_something_small(model)
-        except JanusError as error:
-            raise _FirstAnswerFailed(f"serves, but its first answer failed: {error.code}") from None
+            listed = await models_pb2_grpc.ModelServiceStub(self._channel).ListModels(
+                models_pb2.ListModelsRequest(), timeout=_FIRST_ANSWER_SECONDS
+            )
+            self.models = {model.id: model for model in listed.models}
+            for model in listed.models:
+                await self._ask_something_small(model)
+        except RPC_FAILURES as error:
+            failure = rpc_failure(error)
+            if not isinstance(failure, JanusError):
+                raise
+            raise _FirstAnswerFailed(f"serves, but its first answer failed: {failure.code}") from None
         self.generation += 1
         self._become(WorkerState.READY, "")
 

@@ -65,7 +65,6 @@ class ChatCompletion(TypedDict):
 class ChatDelta(TypedDict, total=False):
     role: Literal["assistant"]
     content: str
-    refusal: None
 
 
 class ChatChunkChoice(TypedDict):

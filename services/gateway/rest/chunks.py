@@ -52,7 +52,7 @@ class ChatChunks:
     is_usage_wanted: bool
 
     def opening(self, index: int) -> ChatCompletionChunk | None:
-        return self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
+        return self._chunk(index, {"role": "assistant", "content": ""})
 
     def text(self, index: int, text: str) -> ChatCompletionChunk:
         return self._chunk(index, {"content": text})
