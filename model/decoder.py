@@ -49,6 +49,10 @@ class Decoder(nn.Module):
             tuple(attention.new_cache(num_memory_blocks, block_size) for attention in self._cross_attentions),
         )
 
+    @property
+    def kernel_name(self) -> str:
+        return self._attentions[0].attend.kernel.name
+
     def cache_bytes_per_token(self) -> int:
         """What one token costs in the cache, over all layers."""
         element_bytes = next(self.parameters()).element_size()

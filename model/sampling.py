@@ -17,7 +17,10 @@ _MASK_64 = (1 << 64) - 1
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one choice is drawn. Temperature 0 takes the likeliest token; top_k 0 and min_p 0 are off."""
+    """How one choice is drawn. Temperature 0 takes the likeliest token; top_k 0 and min_p 0 are off.
+
+    `stop_ids` can't be drawn before the output has `min_tokens`.
+    """
 
     temperature: float
     seed: int
@@ -25,14 +28,22 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     choice: int = 0
+    min_tokens: int = 0
+    stop_ids: tuple[int, ...] = ()
 
 
 class Sampler:
     """Draws one token a row."""
 
     def __call__(self, logits_LV: Tensor, params: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
-        """The next token of each row. `positions` counts each row's output tokens from 0. Shape: `[L, V]` -> L ids."""
+        """The next token of each row; `positions` counts each row's output tokens from 0.
+
+        Shape: `[L, V]` -> L ids. Mutates: `logits_LV`, where stop tokens come too early.
+        """
         assert logits_LV.shape[0] == len(params) == len(positions)
+        for row, (p, position) in enumerate(zip(params, positions, strict=True)):
+            if position < p.min_tokens and p.stop_ids:
+                logits_LV[row, list(p.stop_ids)] = -torch.inf
         tokens: list[int] = logits_LV.argmax(dim=1).tolist()
         for row, (p, position) in enumerate(zip(params, positions, strict=True)):
             if p.temperature > 0:

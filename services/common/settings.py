@@ -171,7 +171,7 @@ class DecoderSettings(WorkerSettings):
         default_factory=_model_id, min_length=1, description="name the model answers to (default: from its path)"
     )
     dtype: Literal["auto", "float32", "bf16"] = Field(
-        "auto", description="arithmetic of the model; auto: the file's own on CUDA, float32 on a CPU"
+        "auto", description="arithmetic of the model; auto: float32 on a CPU, bf16 on CUDA"
     )
     default_max_tokens: int = Field(1024, gt=0, description="most tokens of a chat answer that names no max_tokens")
     temperature: float = Field(

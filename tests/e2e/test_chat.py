@@ -12,7 +12,12 @@ from openai import AsyncOpenAI, OpenAI
 from janus.v1 import decoder_pb2, decoder_pb2_grpc
 
 QUESTION = "What is the capital of France?"
-CHAT = {"model": "SmolLM2-135M-Instruct", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 32}
+CHAT = {
+    "model": "SmolLM2-135M-Instruct",
+    "messages": [{"role": "user", "content": QUESTION}],
+    "max_tokens": 32,
+    "temperature": 0,
+}
 
 
 def test_the_openai_client_streams_paris(stack: Stack) -> None:

@@ -1,0 +1,63 @@
+"""A conversation to a prompt, by the checkpoint's own chat template.
+
+Templates are Jinja programs that come with a model, so they run in Jinja's sandbox, with the names that transformers
+gives them: messages, add_generation_prompt, bos_token, eos_token, raise_exception, strftime_now.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.exceptions import SecurityError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from services.common.errors import InvalidRequest, TaskNotSupported
+
+ROLES = frozenset({"system", "developer", "user", "assistant"})
+
+
+class ChatTemplate:
+    """Raises: InvalidRequest for a conversation that the template refuses, TaskNotSupported where there is none."""
+
+    def __init__(self, source: str | None, *, bos_token: str | None, eos_token: str | None) -> None:
+        self._tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda layout: datetime.now().astimezone().strftime(layout)
+        self._template = None if source is None else environment.from_string(source)
+
+    @property
+    def exists(self) -> bool:
+        return self._template is not None
+
+    def render(self, messages: Sequence[tuple[str, str]]) -> str:
+        """The prompt that asks for the next answer, from (role, content) pairs."""
+        if self._template is None:
+            raise TaskNotSupported("this model has no chat template; use completions", param="model")
+        if not messages:
+            raise InvalidRequest("a conversation needs a message", param="messages")
+        said = []
+        for index, (role, content) in enumerate(messages):
+            if role not in ROLES:
+                known = ", ".join(sorted(ROLES))
+                raise InvalidRequest(f"messages[{index}].role must be one of {known}", param=f"messages[{index}].role")
+            said.append({"role": "system" if role == "developer" else role, "content": content})
+        try:
+            return self._template.render(messages=said, add_generation_prompt=True, **self._tokens)
+        except SecurityError:
+            raise InvalidRequest("the chat template does what a template may not", param="messages") from None
+        except (TemplateError, TypeError, ValueError, KeyError, IndexError, ArithmeticError) as error:
+            raise InvalidRequest(f"the chat template refuses the conversation: {error}", param="messages") from error
+
+
+def _refuse(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any) -> str:
+    """Jinja's own filter escapes HTML, which a prompt must not have."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)

@@ -1,0 +1,187 @@
+"""The loop: schedule, execute, commit, tell; in a thread of its own, one step after another while there is work.
+
+Servicers talk to it by a queue of commands; events go back to their event loop once a step. Each request ends in
+exactly one `Ended` or `Failed`, whatever happens: finished, cancelled, expired, a failed step, a stop.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from services.common.errors import Cancelled, DeadlineExceeded, Draining, Internal, JanusError
+from services.common.logging import get_logger
+from services.common.metrics import DecoderMetrics
+from services.decoder.events import Event, Failed
+from services.decoder.generation import Generation
+from services.decoder.scheduler import Batch, Scheduler
+from services.decoder.sequence import Sequence
+
+# A reader this far behind has stalled: its stream ends rather than fill the memory.
+MAX_BUFFERED_EVENTS = 4096
+_log = get_logger(__name__)
+
+
+class StepRunner(Protocol):
+    """What runs a batch: `services.decoder.runner.Runner`, or a fake."""
+
+    def execute(self, batch: Batch) -> list[int | None]:
+        """The token drawn for each row that caught up, None for the others."""
+        ...
+
+
+class Engine:
+    """Owns the scheduler once started; nothing else may touch it."""
+
+    def __init__(self, scheduler: Scheduler, runner: StepRunner, metrics: DecoderMetrics, model_id: str) -> None:
+        self._scheduler = scheduler
+        self._runner = runner
+        self._metrics = metrics
+        self._model_id = model_id
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._generations: dict[int, Generation] = {}
+        self._is_draining = False
+        self._is_stopped = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, generation: Generation) -> None:
+        """Queues a request; what becomes of it comes as events."""
+        self._commands.put(lambda: self._admit(generation))
+
+    def cancel(self, generation: Generation) -> None:
+        """Ends a request whose reader is gone; its blocks are free at the next step. Nothing if it is over."""
+        self._commands.put(lambda: self._fail(generation, Cancelled("the caller went away")))
+
+    def drain(self) -> None:
+        """Refuses new requests from now on; those that are in go on."""
+        self._commands.put(lambda: setattr(self, "_is_draining", True))
+
+    def stop(self) -> None:
+        """Ends the loop; what still runs fails with `draining`."""
+        self._commands.put(lambda: setattr(self, "_is_stopped", True))
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._is_stopped:
+            self._obey(is_waiting=self._scheduler.is_idle)
+            for sequence in self._scheduler.drop_expired(time.monotonic()):
+                self._fail(self._generations[id(sequence)], DeadlineExceeded("the deadline passed in the queue"))
+            batch = self._scheduler.schedule()
+            if batch.rows and not self._is_stopped:
+                self._step(batch)
+            self._measure()
+        for generation in list(self._generations.values()):
+            self._fail(generation, Draining("the worker stopped"))
+
+    def _obey(self, *, is_waiting: bool) -> None:
+        """Carries out the commands that are there; waits for one when there is no other work."""
+        try:
+            command = self._commands.get(block=is_waiting)
+            while True:
+                command()
+                command = self._commands.get(block=False)
+        except queue.Empty:
+            return
+
+    def _admit(self, generation: Generation) -> None:
+        if self._is_draining or self._is_stopped:
+            self._tell(generation, [Failed(Draining("the worker is draining"))])
+            return
+        reason = generation.already_over()
+        if reason is not None:
+            self._tell(generation, generation.end_at_once(reason))
+            return
+        try:
+            self._scheduler.add(generation.sequence)
+        except JanusError as error:
+            self._tell(generation, [Failed(error)])
+            return
+        self._generations[id(generation.sequence)] = generation
+
+    def _step(self, batch: Batch) -> None:
+        started = time.monotonic()
+        for row in batch.rows:
+            clock = self._generations[id(row.sequence)].clock
+            clock.first_step = clock.first_step or started
+        try:
+            drawn = self._runner.execute(batch)
+        except Exception:
+            _log.exception("a step failed", num_rows=len(batch.rows), num_tokens=batch.num_tokens)
+            for row in batch.rows:
+                self._fail(self._generations[id(row.sequence)], Internal("the model's step failed"))
+            return
+        self._scheduler.commit(batch, drawn)
+        now = time.monotonic()
+        self._metrics.batch_size.labels(self._model_id).observe(len(batch.rows))
+        self._metrics.batch_tokens.labels(self._model_id).observe(batch.num_tokens)
+        told: dict[Generation, list[Event]] = {}
+        for row, token in zip(batch.rows, drawn, strict=True):
+            if token is not None:
+                generation = self._generations[id(row.sequence)]
+                told[generation] = self._advance(generation, now)
+        self._tell_all(told)
+
+    def _advance(self, generation: Generation, now: float) -> list[Event]:
+        clock = generation.clock
+        is_first, previous = not clock.first_token, clock.last_token
+        events, reason = generation.advance(now)
+        self._metrics.generated_tokens_total.labels(self._model_id).inc()
+        if is_first:
+            self._metrics.time_to_first_token_seconds.labels(self._model_id).observe(now - clock.submitted)
+            self._metrics.prefill_duration_seconds.labels(self._model_id).observe(clock.prefill_seconds)
+        else:
+            self._metrics.inter_token_latency_seconds.labels(self._model_id).observe(now - previous)
+        if reason is not None:
+            self._forget(generation.sequence)
+            self._metrics.decode_duration_seconds.labels(self._model_id).observe(clock.decode_seconds)
+            if generation.sequence.num_output_tokens > 1:
+                per_token = clock.decode_seconds / (generation.sequence.num_output_tokens - 1)
+                self._metrics.time_per_output_token_seconds.labels(self._model_id).observe(per_token)
+        elif generation.num_buffered_events > MAX_BUFFERED_EVENTS:
+            generation.is_over = True
+            self._forget(generation.sequence)
+            events.append(Failed(Cancelled("the reader takes nothing")))
+        return events
+
+    def _fail(self, generation: Generation, error: JanusError) -> None:
+        if generation.is_over or id(generation.sequence) not in self._generations:
+            return
+        self._forget(generation.sequence)
+        self._tell(generation, [Failed(error)])
+
+    def _forget(self, sequence: Sequence) -> None:
+        self._scheduler.remove(sequence)
+        del self._generations[id(sequence)]
+
+    def _tell(self, generation: Generation, events: list[Event]) -> None:
+        generation.is_over = generation.is_over or isinstance(events[-1], Failed)
+        self._tell_all({generation: events})
+
+    @staticmethod
+    def _tell_all(told: dict[Generation, list[Event]]) -> None:
+        """One wake-up a loop, not one a token."""
+        for loop in {generation.loop for generation in told}:
+            mine = [(generation, events) for generation, events in told.items() if generation.loop is loop]
+            try:
+                loop.call_soon_threadsafe(_deliver, mine)
+            except RuntimeError:
+                _log.warning("events without a reader: the event loop is closed")
+
+    def _measure(self) -> None:
+        blocks = self._scheduler.block_manager
+        model_id, metrics = self._model_id, self._metrics
+        metrics.requests_running.labels(model_id).set(len(self._scheduler.running))
+        metrics.requests_waiting.labels(model_id).set(len(self._scheduler.waiting))
+        metrics.waiting_tokens.labels(model_id).set(self._scheduler.num_waiting_tokens)
+        metrics.kv_cache_usage_ratio.labels(model_id).set(blocks.num_used_blocks / blocks.num_blocks)
+        metrics.kv_cache_blocks.labels(model_id, "used").set(blocks.num_used_blocks)
+        metrics.kv_cache_blocks.labels(model_id, "free").set(blocks.num_free_blocks)
+
+
+def _deliver(told: list[tuple[Generation, list[Event]]]) -> None:
+    for generation, events in told:
+        generation.deliver(events)

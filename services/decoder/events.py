@@ -1,0 +1,44 @@
+"""What the engine tells of a request: started, deltas, one finished a choice, and at last ended, or an error."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from services.common.errors import JanusError
+from services.decoder.sequence import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first token is there; its delta follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New text, and the tokens that it came from."""
+
+    token_ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Usage and where the time went."""
+
+    num_prompt_tokens: int
+    num_output_tokens: int
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    error: JanusError
+
+
+Event: TypeAlias = Started | Delta | Finished | Ended | Failed

@@ -1,0 +1,187 @@
+"""The worker's gRPC: a request is laid out, tokenized and checked here, and its events become messages."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+from uuid import uuid4
+
+import grpc
+
+from janus.v1 import common_pb2, decoder_pb2, decoder_pb2_grpc, models_pb2, models_pb2_grpc, streams_pb2
+from services.common.errors import Draining, InvalidRequest, ModelLoading, ModelNotFound
+from services.common.logging import describe_request, request_id
+from services.common.metrics import DecoderMetrics
+from services.decoder.events import Delta, Ended, Event, Finished, Started
+from services.decoder.options import COMPLETION_MAX_TOKENS, Defaults, check_vocabulary, plan
+from services.decoder.sequence import FinishReason
+from services.decoder.worker import DecoderWorker
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_REASONS = {
+    FinishReason.STOP: streams_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: streams_pb2.FINISH_REASON_LENGTH,
+}
+
+
+class WorkerDoor:
+    """The worker once it is loaded. Raises: ModelLoading before, ModelNotFound for another name."""
+
+    def __init__(self) -> None:
+        self.worker: DecoderWorker | None = None
+        self.is_draining = False
+
+    def named(self, model: str) -> DecoderWorker:
+        if self.is_draining:
+            raise Draining("the worker is draining")
+        if self.worker is None:
+            raise ModelLoading("the model is loading")
+        if model and model != self.worker.model_id:
+            raise ModelNotFound(f"there is no model {model!r} here", param="model")
+        describe_request(model=self.worker.model_id)
+        return self.worker
+
+
+class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
+    """Generate and Chat: two ways to a prompt, one way on."""
+
+    def __init__(self, door: WorkerDoor, metrics: DecoderMetrics) -> None:
+        self._door = door
+        self._metrics = metrics
+
+    async def Generate(
+        self, request: decoder_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[decoder_pb2.GenerateResponse]:
+        worker = self._door.named(request.model)
+        started = time.perf_counter()
+        kind = request.WhichOneof("prompt")
+        if kind == "text":
+            prompt_ids = await asyncio.to_thread(worker.runner.encode, request.text, add_special_tokens=True)
+        else:
+            prompt_ids = list(request.token_ids.ids)
+            check_vocabulary(prompt_ids, "prompt", worker.capacity)
+        if not prompt_ids:
+            raise InvalidRequest("the prompt is empty", param="prompt")
+        defaults = worker.defaults
+        defaults = Defaults(COMPLETION_MAX_TOKENS, defaults.temperature, defaults.top_p, defaults.top_k)
+        stream = _Stream(self._metrics, worker, "completions", "prompt", defaults, time.perf_counter() - started)
+        async for event in stream.events(prompt_ids, request.options, context):
+            yield decoder_pb2.GenerateResponse(event=event)
+
+    async def Chat(self, request: decoder_pb2.ChatRequest, context: Context) -> AsyncIterator[decoder_pb2.ChatResponse]:
+        worker = self._door.named(request.model)
+        started = time.perf_counter()
+        messages = [(message.role, message.content) for message in request.messages]
+        prompt_ids = await asyncio.to_thread(_lay_out, worker, messages)
+        stream = _Stream(self._metrics, worker, "chat", "messages", worker.defaults, time.perf_counter() - started)
+        async for event in stream.events(prompt_ids, request.options, context):
+            yield decoder_pb2.ChatResponse(event=event)
+
+
+class _Stream:
+    """One request's way through the engine, as numbered events."""
+
+    def __init__(
+        self,
+        metrics: DecoderMetrics,
+        worker: DecoderWorker,
+        task: str,
+        prompt_param: str,
+        defaults: Defaults,
+        tokenize_seconds: float,
+    ) -> None:
+        self._metrics = metrics
+        self._worker = worker
+        self._task = task
+        self._prompt_param = prompt_param
+        self._defaults = defaults
+        self._tokenize_seconds = tokenize_seconds
+        self._started = time.perf_counter() - tokenize_seconds
+
+    async def events(
+        self, prompt_ids: list[int], options: decoder_pb2.GenerationOptions, context: Context
+    ) -> AsyncIterator[streams_pb2.StreamEvent]:
+        """Raises: JanusError; a reader that goes away cancels the request in the engine."""
+        worker = self._worker
+        planned = plan(
+            options,
+            num_prompt_tokens=len(prompt_ids),
+            prompt_param=self._prompt_param,
+            capacity=worker.capacity,
+            defaults=self._defaults,
+            end_ids=worker.runner.stop_ids,
+        )
+        remaining: float | None = context.time_remaining()
+        deadline = None if remaining is None else time.monotonic() + remaining
+        generation = worker.submit(prompt_ids, planned, deadline)
+        head = streams_pb2.StreamStarted(
+            stream_id=request_id() or uuid4().hex,
+            model=worker.model_id,
+            created_unix_seconds=int(time.time()),
+            seed=planned.seed,
+            prompt_token_ids=prompt_ids if options.return_prompt_token_ids else (),
+        )
+        try:
+            sequence = 0
+            async for event in generation.events():
+                yield self._message(sequence, event, head)
+                sequence += 1
+        finally:
+            worker.engine.cancel(generation)
+
+    def _message(self, sequence: int, event: Event, head: streams_pb2.StreamStarted) -> streams_pb2.StreamEvent:
+        match event:
+            case Started():
+                return streams_pb2.StreamEvent(sequence=sequence, started=head)
+            case Delta(token_ids, text):
+                delta = streams_pb2.StreamDelta(token_ids=token_ids, text=text)
+                return streams_pb2.StreamEvent(sequence=sequence, delta=delta)
+            case Finished(reason):
+                finished = streams_pb2.StreamFinished(finish_reason=_REASONS[reason])
+                return streams_pb2.StreamEvent(sequence=sequence, finished=finished)
+            case Ended():
+                return streams_pb2.StreamEvent(sequence=sequence, ended=self._ended(event))
+        raise AssertionError(event)
+
+    def _ended(self, event: Ended) -> streams_pb2.StreamEnded:
+        labels = (self._task, self._worker.model_id)
+        self._metrics.queue_duration_seconds.labels(*labels).observe(event.queue_seconds)
+        self._metrics.tokenize_duration_seconds.labels(*labels).observe(self._tokenize_seconds)
+        self._metrics.prompt_tokens_total.labels(self._worker.model_id).inc(event.num_prompt_tokens)
+        return streams_pb2.StreamEnded(
+            usage=common_pb2.Usage(
+                prompt_tokens=event.num_prompt_tokens,
+                completion_tokens=event.num_output_tokens,
+                total_tokens=event.num_prompt_tokens + event.num_output_tokens,
+            ),
+            timings=common_pb2.Timings(
+                queue_ms=event.queue_seconds * 1000,
+                tokenize_ms=self._tokenize_seconds * 1000,
+                prefill_ms=event.prefill_seconds * 1000,
+                decode_ms=event.decode_seconds * 1000,
+                total_ms=(time.perf_counter() - self._started) * 1000,
+            ),
+        )
+
+
+class ModelServicer(models_pb2_grpc.ModelServiceServicer):
+    """What this worker serves: nothing while it loads."""
+
+    def __init__(self, door: WorkerDoor) -> None:
+        self._door = door
+
+    async def ListModels(
+        self, request: models_pb2.ListModelsRequest, context: Context
+    ) -> models_pb2.ListModelsResponse:
+        worker = self._door.worker
+        models = [] if worker is None else [worker.describe(is_draining=self._door.is_draining)]
+        return models_pb2.ListModelsResponse(models=models)
+
+    async def GetModel(self, request: models_pb2.GetModelRequest, context: Context) -> models_pb2.GetModelResponse:
+        worker = self._door.named(request.model)
+        return models_pb2.GetModelResponse(model=worker.describe(is_draining=self._door.is_draining))
+
+
+def _lay_out(worker: DecoderWorker, messages: Sequence[tuple[str, str]]) -> list[int]:
+    """Template, then tokens: the template writes the special tokens itself."""
+    return worker.runner.encode(worker.template.render(messages), add_special_tokens=False)

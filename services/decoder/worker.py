@@ -1,0 +1,116 @@
+"""A loaded decoder as the servicers see it: what it is called, what it can do, and how a request enters its engine."""
+
+import time
+from dataclasses import dataclass
+
+from janus.v1 import models_pb2
+from services.common.metrics import DecoderMetrics
+from services.common.settings import DecoderSettings
+from services.decoder.block_manager import BlockManager
+from services.decoder.chat import ChatTemplate
+from services.decoder.engine import Engine
+from services.decoder.generation import Generation
+from services.decoder.options import Capacity, Defaults, Plan
+from services.decoder.runner import Runner
+from services.decoder.scheduler import Scheduler
+from services.decoder.sequence import Limits, Sequence
+from services.decoder.text_stream import TextStream
+
+# A queue in tokens: what the waiting requests may hold together, in caches.
+_QUEUE_CACHES = 4
+
+
+@dataclass(frozen=True)
+class DecoderWorker:
+    """One model, one engine."""
+
+    model_id: str
+    created_unix_seconds: int
+    runner: Runner
+    engine: Engine
+    template: ChatTemplate
+    capacity: Capacity
+    defaults: Defaults
+
+    @classmethod
+    def start(cls, settings: DecoderSettings, metrics: DecoderMetrics) -> "DecoderWorker":
+        """Loads the model and starts its engine; takes seconds. Raises: ConfigurationError."""
+        runner = Runner(settings)
+        blocks = BlockManager(runner.num_blocks, runner.block_size)
+        cache_tokens = runner.num_blocks * runner.block_size
+        scheduler = Scheduler(
+            blocks,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_running=settings.max_running,
+            max_waiting=settings.max_queue_requests,
+            max_waiting_tokens=_QUEUE_CACHES * cache_tokens,
+        )
+        engine = Engine(scheduler, runner, metrics, settings.model_id)
+        engine.start()
+        metrics.set_build(device=runner.device, kernel=runner.kernel, dtype=runner.dtype)
+        metrics.model_info.labels(settings.model_id, runner.digest, runner.dtype).set(1)
+        metrics.startup_phase_seconds.labels("load").set(runner.load_seconds)
+        metrics.startup_phase_seconds.labels("warm_up").set(runner.warm_up_seconds)
+        return cls(
+            model_id=settings.model_id,
+            created_unix_seconds=int(time.time()),
+            runner=runner,
+            engine=engine,
+            template=ChatTemplate(runner.chat_template, bos_token=runner.bos_token, eos_token=runner.eos_token),
+            capacity=Capacity(runner.max_context_tokens, cache_tokens, runner.vocabulary_size),
+            defaults=_defaults(settings, runner),
+        )
+
+    def submit(self, prompt_ids: list[int], plan: Plan, deadline: float | None) -> Generation:
+        """Puts a request into the engine; read its events, and cancel it when nobody does."""
+        params = self.runner.sampling_params(
+            temperature=plan.temperature,
+            top_p=plan.top_p,
+            top_k=plan.top_k,
+            min_p=plan.min_p,
+            seed=plan.seed,
+            min_tokens=plan.min_tokens,
+            stop_ids=sorted(plan.stop_ids),
+        )
+        limits = Limits(plan.max_tokens, plan.min_tokens, plan.stop_ids, deadline)
+        sequence = Sequence([*prompt_ids, *plan.output_token_ids], len(prompt_ids), limits, params)
+        generation = Generation(sequence, TextStream(self.runner.new_detokenizer(), plan.stop_strings))
+        self.engine.submit(generation)
+        return generation
+
+    def describe(self, *, is_draining: bool) -> models_pb2.Model:
+        """What the model list says of it."""
+        state = models_pb2.MODEL_STATE_DRAINING if is_draining else models_pb2.MODEL_STATE_READY
+        tasks = ["chat", "completions"] if self.template.exists else ["completions"]
+        return models_pb2.Model(
+            id=self.model_id,
+            created_unix_seconds=self.created_unix_seconds,
+            tasks=tasks,
+            default_tasks=tasks,
+            max_input_tokens=self.capacity.max_total_tokens,
+            dtype=self.runner.dtype,
+            device=self.runner.device,
+            kernel=self.runner.kernel,
+            digest=self.runner.digest,
+            state=state,
+            vocabulary_size=self.capacity.vocabulary_size,
+            generation_defaults=models_pb2.GenerationDefaults(
+                max_tokens=self.defaults.max_tokens,
+                temperature=self.defaults.temperature,
+                top_p=self.defaults.top_p,
+                top_k=self.defaults.top_k,
+            ),
+        )
+
+
+def _defaults(settings: DecoderSettings, runner: Runner) -> Defaults:
+    """The checkpoint's generation config first, then the settings."""
+    config = runner.generation_config
+    is_greedy = config.get("do_sample") is False
+    temperature = 0.0 if is_greedy and "temperature" not in config else config.get("temperature", settings.temperature)
+    return Defaults(
+        max_tokens=settings.default_max_tokens,
+        temperature=float(temperature),
+        top_p=float(config.get("top_p", settings.top_p)),
+        top_k=int(config.get("top_k", 0) or 0),
+    )
