@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import House, StartHouse, until, until_ready
 from gateway_fakes import DECODER_MODEL, FakeWorker
+from gateway_house import House, StartHouse, until, until_ready
 
 from services.common.errors import Cancelled, Draining, QueueFull, WorkerLost
 from services.gateway.worker_client import WorkerState

@@ -4,7 +4,7 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import House, StartHouse, until
+from gateway_house import House, StartHouse, until
 from google.protobuf.message import Message
 
 from janus.v1 import (

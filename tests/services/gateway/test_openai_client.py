@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import openai
 import pytest
-from conftest import House
+from gateway_house import House
 
 MESSAGES: list[dict[str, str]] = [{"role": "user", "content": "Tell me of Paris"}]
 

@@ -6,8 +6,8 @@ import logging
 
 import pytest
 import structlog
-from conftest import StartHouse, until, until_ready
 from gateway_fakes import FakeWorker
+from gateway_house import StartHouse, until, until_ready
 
 from services.common.errors import Internal
 from services.common.logging import configure_logging

@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import House, StartHouse, until, until_ready
 from gateway_fakes import FakeWorker
+from gateway_house import House, StartHouse, until, until_ready
 
 from services.common.ports import PortTaken
 from services.common.settings import GatewaySettings

@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 import pytest
-from conftest import House, StartHouse, until
+from gateway_house import House, StartHouse, until
 
 from services.common import http_server, ports
 from services.common.errors import ContextLengthExceeded, QueueFull, WorkerLost

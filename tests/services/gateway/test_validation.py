@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from conftest import House
+from gateway_house import House
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
 SECRET = "the-value-that-was-sent"
