@@ -11,12 +11,12 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from gateway_fakes import FakeWorker  # noqa: E402
-from gateway_house import House, StartHouse, until_ready  # noqa: E402
+from gateway_fakes import FakeWorker
+from gateway_house import House, StartHouse, until_ready
 
-from services.common.grpc_server import CHANNEL_OPTIONS  # noqa: E402
-from services.common.settings import GatewaySettings  # noqa: E402
-from services.gateway.server import start_gateway  # noqa: E402
+from services.common.grpc_server import CHANNEL_OPTIONS
+from services.common.settings import GatewaySettings
+from services.gateway.server import start_gateway
 
 
 @pytest.fixture
