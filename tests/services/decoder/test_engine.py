@@ -1,0 +1,257 @@
+"""The engine with a scripted runner: each request ends exactly once, whatever happens to it."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from services.common.errors import Cancelled, DeadlineExceeded, Draining, Internal, JanusError, QueueFull
+from services.common.metrics import DecoderMetrics
+from services.decoder import engine as engine_module
+from services.decoder.block_manager import BlockManager
+from services.decoder.engine import Engine
+from services.decoder.events import Delta, Ended, Event, Finished, Started
+from services.decoder.generation import Generation
+from services.decoder.scheduler import Batch, Scheduler
+from services.decoder.sequence import FinishReason, Limits
+from services.decoder.sequence import Sequence as Tokens
+from services.decoder.text_stream import TextStream
+
+STOP = 0
+
+
+class Words:
+    """Token n reads `n `; a token from 100 on is half a character that the next one completes."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def append(self, token_ids: Sequence[int]) -> str:
+        text = ""
+        for token_id in token_ids:
+            text, self._held = ("", f"{token_id} ") if token_id >= 100 else (self._held + f"{token_id} ", "")
+        return text
+
+    def finish(self) -> str:
+        return self._held
+
+
+class Script:
+    """A runner: the next token of a sequence is its number of output tokens, plus one."""
+
+    def __init__(self, draw: Callable[[Tokens], int] = lambda s: s.num_output_tokens + 1) -> None:
+        self.draw = draw
+        self.batches: list[list[int]] = []
+        self.fails = False
+
+    def execute(self, batch: Batch) -> list[int | None]:
+        time.sleep(0.001)  # a step takes time, so that something can happen meanwhile
+        self.batches.append([row.num_new_tokens for row in batch.rows])
+        if self.fails:
+            raise ValueError("the secret prompt")
+        return [self.draw(row.sequence) if row.is_caught_up else None for row in batch.rows]
+
+
+class House:
+    """An engine with its parts at hand."""
+
+    def __init__(self, runner: Script, *, num_blocks: int = 64, max_running: int = 8, max_waiting: int = 100) -> None:
+        self.blocks = BlockManager(num_blocks, 4)
+        self.scheduler = Scheduler(
+            self.blocks, max_batch_tokens=16, max_running=max_running, max_waiting=max_waiting, max_waiting_tokens=9999
+        )
+        self.runner = runner
+        self.engine = Engine(self.scheduler, runner, DecoderMetrics(), "model")
+
+    def submit(
+        self,
+        num_prompt: int = 3,
+        max_tokens: int = 5,
+        stops: Sequence[str] = (),
+        given: Sequence[int] = (),
+        **limits: object,
+    ) -> Generation:
+        made = Limits(max_tokens, stop_ids=frozenset({STOP}), **limits)
+        sequence = Tokens([1] * num_prompt + list(given), num_prompt, made)
+        generation = Generation(sequence, TextStream(Words(), stops))
+        self.engine.submit(generation)
+        return generation
+
+
+@asynccontextmanager
+async def house(runner: Script | None = None, **bounds: int) -> AsyncIterator[House]:
+    """A running engine; afterwards every block must be free."""
+    made = House(runner or Script(), **bounds)
+    made.engine.start()
+    yield made
+    await asyncio.to_thread(made.engine.stop)
+    made.blocks.check()
+
+
+async def read(generation: Generation) -> list[Event]:
+    return [event async for event in generation.events()]
+
+
+async def test_a_request_from_start_to_end() -> None:
+    async with house() as h:
+        events = await read(h.submit(num_prompt=3, max_tokens=3))
+    assert isinstance(events[0], Started)
+    assert events[1:4] == [Delta((1,), "1 "), Delta((2,), "2 "), Delta((3,), "3 ")]
+    assert events[4] == Finished(FinishReason.LENGTH)
+    ended = events[5]
+    assert isinstance(ended, Ended)
+    assert (ended.num_prompt_tokens, ended.num_output_tokens) == (3, 3)
+    assert ended.queue_seconds >= 0
+    assert ended.prefill_seconds > 0
+    assert len(events) == 6
+
+
+async def test_a_stop_token_is_told_but_is_no_text() -> None:
+    async with house(Script(lambda s: [5, STOP][s.num_output_tokens])) as h:
+        events = await read(h.submit())
+    assert events[1:4] == [Delta((5,), "5 "), Delta((STOP,), ""), Finished(FinishReason.STOP)]
+
+
+async def test_a_stop_string_ends_the_request() -> None:
+    async with house() as h:
+        events = await read(h.submit(stops=["2 3"], max_tokens=9))
+    assert "".join(e.text for e in events if isinstance(e, Delta)) == "1 "
+    assert events[-2] == Finished(FinishReason.STOP)
+    assert [e.token_ids for e in events if isinstance(e, Delta)] == [(1,), (2,), (3,)]
+
+
+async def test_given_tokens_are_gone_on_from() -> None:
+    """The same tokens and the same text come, whoever made the first of them."""
+    async with house(Script(lambda s: 100 if s.num_output_tokens == 1 else s.num_output_tokens + 1)) as h:
+        whole = [e for e in await read(h.submit(max_tokens=6)) if isinstance(e, Delta)]
+        for cut in range(1, 6):
+            given = [e.token_ids[0] for e in whole[:cut]]
+            rest = [e for e in await read(h.submit(max_tokens=6, given=given)) if isinstance(e, Delta)]
+            assert rest == whole[cut:]
+
+
+async def test_given_tokens_that_are_whole_already() -> None:
+    async with house() as h:
+        events = await read(h.submit(max_tokens=2, given=[1, 2]))
+        stopped = await read(h.submit(max_tokens=9, given=[1, STOP]))
+    assert [type(e) for e in events] == [Started, Finished, Ended]
+    assert stopped[1] == Finished(FinishReason.STOP)
+    assert h.runner.batches == []
+
+
+async def test_streams_share_steps() -> None:
+    async with house() as h:
+        generations = [h.submit(num_prompt=2, max_tokens=20) for _ in range(6)]
+        await asyncio.gather(*(read(g) for g in generations))
+        assert max(len(batch) for batch in h.runner.batches) == 6
+        assert len(h.runner.batches) < 6 * 20
+
+
+async def test_a_cancelled_request_frees_its_blocks() -> None:
+    async with house() as h:
+        generation = h.submit(max_tokens=200)
+        events = generation.events()
+        assert isinstance(await anext(events), Started)
+        h.engine.cancel(generation)
+        with pytest.raises(Cancelled):
+            async for _ in events:
+                pass
+        h.engine.cancel(generation)
+        assert len(await read(h.submit())) == 8
+        assert h.blocks.num_used_blocks == 0
+
+
+async def test_a_failed_step_fails_its_requests_and_the_engine_goes_on() -> None:
+    async with house() as h:
+        h.runner.fails = True
+        with pytest.raises(Internal) as failed:
+            await read(h.submit())
+        assert "secret" not in failed.value.message
+        h.runner.fails = False
+        assert isinstance((await read(h.submit()))[-1], Ended)
+
+
+async def test_the_queue_refuses_and_the_deadline_drops() -> None:
+    async with house(max_running=1, max_waiting=2) as h:
+        first = h.submit(max_tokens=200)
+        events = first.events()
+        await anext(events)
+        late = h.submit(deadline=0.0)
+        with pytest.raises(DeadlineExceeded):
+            await read(late)
+        waiting = [h.submit(), h.submit()]
+        with pytest.raises(QueueFull):
+            await read(h.submit())
+        h.engine.cancel(first)
+        for generation in waiting:
+            assert isinstance((await read(generation))[-1], Ended)
+
+
+async def test_a_drain_refuses_the_new_and_keeps_the_old() -> None:
+    async with house() as h:
+        running = h.submit(max_tokens=100)
+        events = running.events()
+        await anext(events)
+        h.engine.drain()
+        with pytest.raises(Draining):
+            await read(h.submit())
+        rest = [event async for event in events]
+        assert isinstance(rest[-1], Ended)
+
+
+async def test_a_stop_ends_what_still_runs() -> None:
+    h = House(Script())
+    h.engine.start()
+    generation = h.submit(max_tokens=200)
+    await anext(generation.events())
+    await asyncio.to_thread(h.engine.stop)
+    with pytest.raises(Draining):
+        await read(generation)
+    h.blocks.check()
+
+
+async def test_a_reader_that_takes_nothing_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "MAX_BUFFERED_EVENTS", 20)
+    async with house(num_blocks=4000) as h:
+        generation = h.submit(max_tokens=10_000)
+        await asyncio.sleep(0.2)
+        with pytest.raises(Cancelled, match="takes nothing"):
+            await read(generation)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_every_request_ends_exactly_once(seed: int) -> None:
+    """Random arrivals, lengths, cancels, failures and given tokens; one terminal event each, no block lost."""
+    chance = random.Random(seed)
+    async with house(Script(lambda s: chance.choice([1, 2, 3, STOP])), num_blocks=24, max_waiting=12) as h:
+
+        async def one() -> str:
+            await asyncio.sleep(chance.random() * 0.05)
+            given = [1] * chance.randrange(3)
+            generation = h.submit(chance.randrange(1, 30), chance.randrange(1, 30), stops=["3 1"], given=given)
+            cancel_after = chance.choice([None, None, 1, 3])
+            seen: list[Event] = []
+            try:
+                async for event in generation.events():
+                    seen.append(event)
+                    if len(seen) == cancel_after:
+                        h.engine.cancel(generation)
+            except JanusError as error:
+                assert not any(isinstance(event, Ended) for event in seen)
+                return error.code
+            assert [type(e) for e in seen[-2:]] == [Finished, Ended]
+            assert sum(isinstance(e, Finished) for e in seen) == sum(isinstance(e, Ended) for e in seen) == 1
+            assert [i for i, e in enumerate(seen) if isinstance(e, Started)] == [0]
+            return "ended"
+
+        async def trouble() -> None:
+            for _ in range(5):
+                await asyncio.sleep(0.01)
+                h.runner.fails = not h.runner.fails
+            h.runner.fails = False
+
+        outcomes, _ = await asyncio.gather(asyncio.gather(*(one() for _ in range(60))), trouble())
+    assert set(outcomes) <= {"ended", "cancelled", "internal", "queue_full"}

@@ -1,0 +1,87 @@
+"""Options as asked: defaults filled in, every wrong value refused by its field's name."""
+
+import pytest
+
+from janus.v1 import common_pb2, decoder_pb2
+from services.common.errors import ContextLengthExceeded, InvalidRequest
+from services.decoder.options import Capacity, Defaults, Plan, plan
+
+CAPACITY = Capacity(max_context_tokens=100, max_cache_tokens=80, vocabulary_size=50)
+DEFAULTS = Defaults(max_tokens=30, temperature=0.2, top_p=0.9, top_k=0)
+
+
+def planned(num_prompt_tokens: int = 10, **fields: object) -> Plan:
+    options = decoder_pb2.GenerationOptions(**fields)
+    return plan(
+        options,
+        num_prompt_tokens=num_prompt_tokens,
+        prompt_param="messages",
+        capacity=CAPACITY,
+        defaults=DEFAULTS,
+        end_ids=frozenset({2}),
+    )
+
+
+def test_defaults() -> None:
+    made = planned()
+    assert (made.max_tokens, made.temperature, made.top_p, made.top_k, made.min_p) == (30, 0.2, 0.9, 0, 0)
+    assert made.stop_ids == {2}
+    assert 0 <= made.seed < 2**63
+    assert made.seed != planned().seed
+
+
+def test_what_is_asked_counts() -> None:
+    made = planned(max_tokens=7, temperature=0, top_p=1, seed=-5, stop=["a"], stop_token_ids=[3], ignore_eos=True)
+    assert (made.max_tokens, made.temperature, made.top_p, made.seed) == (7, 0, 1, -5)
+    assert made.stop_ids == {3}
+    assert made.stop_strings == ("a",)
+
+
+def test_the_default_length_is_what_is_left() -> None:
+    assert planned(num_prompt_tokens=75).max_tokens == 5
+
+
+@pytest.mark.parametrize("num_prompt_tokens", [80, 81, 100, 5000])
+def test_a_prompt_that_leaves_no_room(num_prompt_tokens: int) -> None:
+    with pytest.raises(ContextLengthExceeded, match=rf"{num_prompt_tokens} tokens.* 79") as refused:
+        planned(num_prompt_tokens=num_prompt_tokens)
+    assert refused.value.param == "messages"
+
+
+def test_an_answer_that_does_not_fit() -> None:
+    with pytest.raises(ContextLengthExceeded, match=r"75 tokens.*asks for 6.*80") as refused:
+        planned(num_prompt_tokens=75, max_tokens=6)
+    assert refused.value.param == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("param", "value"),
+    [
+        ("max_tokens", 0),
+        ("max_tokens", -1),
+        ("min_tokens", -1),
+        ("min_tokens", 31),
+        ("temperature", -0.1),
+        ("temperature", 2.1),
+        ("temperature", float("nan")),
+        ("top_p", 0),
+        ("top_p", 1.1),
+        ("top_p", float("nan")),
+        ("top_k", -1),
+        ("min_p", -0.1),
+        ("min_p", 1.1),
+        ("min_p", float("inf")),
+        ("stop", [""]),
+        ("stop", ["x" * 1001]),
+        ("stop", ["a", "b", "c", "d", "e"]),
+        ("stop_token_ids", [50]),
+        ("stop_token_ids", [-1]),
+        ("output_token_ids", [common_pb2.TokenIds(ids=[50])]),
+        ("output_token_ids", [common_pb2.TokenIds(ids=[1] * 31)]),
+        ("output_token_ids", [common_pb2.TokenIds(), common_pb2.TokenIds()]),
+    ],
+)
+def test_wrong_values(param: str, value: object) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        planned(**{param: value})
+    assert refused.value.param == param
