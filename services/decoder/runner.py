@@ -151,7 +151,7 @@ class Runner:
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: float32 on a CPU, where bf16 would round a quantised file once more; bf16 on CUDA, which is built for it."""
+    """`auto`: float32 on a CPU, where bf16 would round a quantised file again; bf16 on CUDA, which is made for it."""
     automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
     return _DTYPES.get(name, automatic)
 
