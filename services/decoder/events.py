@@ -9,7 +9,10 @@ from services.decoder.sequence import FinishReason
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The first token is there; its delta follows."""
+    """The first token is there; its delta follows. Where the time went until then."""
+
+    queue_seconds: float
+    prefill_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

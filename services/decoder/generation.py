@@ -75,7 +75,7 @@ class Generation:
         events: list[Event] = []
         if not self.clock.first_token:
             self.clock.first_token = now
-            events.append(Started())
+            events.append(self._started())
         self.clock.last_token = now
         sequence = self.sequence
         token_id = sequence.token_ids[-1]
@@ -96,7 +96,10 @@ class Generation:
 
     def end_at_once(self, reason: FinishReason) -> list[Event]:
         """The events of a request whose given tokens are whole already."""
-        return [Started(), *self._ending(reason)]
+        return [self._started(), *self._ending(reason)]
+
+    def _started(self) -> Started:
+        return Started(self.clock.queue_seconds, self.clock.prefill_seconds)
 
     def _ending(self, reason: FinishReason) -> list[Event]:
         self.is_over = True

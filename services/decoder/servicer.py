@@ -131,7 +131,14 @@ class _Stream:
 
     def _message(self, sequence: int, event: Event, head: streams_pb2.StreamStarted) -> streams_pb2.StreamEvent:
         match event:
-            case Started():
+            case Started(queue_seconds, prefill_seconds):
+                head.timings.CopyFrom(
+                    common_pb2.Timings(
+                        queue_ms=queue_seconds * 1000,
+                        tokenize_ms=self._tokenize_seconds * 1000,
+                        prefill_ms=prefill_seconds * 1000,
+                    )
+                )
                 return streams_pb2.StreamEvent(sequence=sequence, started=head)
             case Delta(token_ids, text):
                 delta = streams_pb2.StreamDelta(token_ids=token_ids, text=text)

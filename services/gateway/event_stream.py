@@ -32,9 +32,6 @@ class EventStream:
         release: Callable[[], None],
     ) -> None:
         self.started = streams_pb2.StreamStarted()
-        self.opened_at = time.monotonic()
-        self.admitted_at = self.opened_at
-        self.first_event_at = self.opened_at
         self._call = call
         self._context = context
         self._waiting: list[StreamResponse] = []
@@ -50,7 +47,6 @@ class EventStream:
         started = await self._receive()
         if started is None or started.event.WhichOneof("event") != "started":
             raise WorkerLost("The worker did not start the stream.")
-        self.admitted_at = time.monotonic()
         self.started = started.event.started
         # A worker that names neither leaves it to the gateway.
         self.started.stream_id = self.started.stream_id or self._context.request_id
@@ -59,9 +55,8 @@ class EventStream:
         first = await self._receive()
         if first is None:
             raise WorkerLost("The worker left the stream before its first token.")
-        self.first_event_at = time.monotonic()
         if self._context.first_token_at is None:
-            self._context.first_token_at = self.first_event_at
+            self._context.first_token_at = time.monotonic()
         self._waiting = [first, started]
 
     async def read(self) -> StreamResponse | None:

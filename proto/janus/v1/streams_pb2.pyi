@@ -94,6 +94,7 @@ class StreamStarted(_message.Message):
     CREATED_UNIX_SECONDS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.str
     model: _builtins.str
     created_unix_seconds: _builtins.int
@@ -103,6 +104,10 @@ class StreamStarted(_message.Message):
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """On request only."""
 
+    @_builtins.property
+    def timings(self) -> _common_pb2.Timings:
+        """Queue, tokenizer and prefill, which are over by now."""
+
     def __init__(
         self,
         *,
@@ -111,10 +116,11 @@ class StreamStarted(_message.Message):
         created_unix_seconds: _builtins.int = ...,
         seed: _builtins.int = ...,
         prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        timings: _common_pb2.Timings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_seconds", b"created_unix_seconds", "model", b"model", "prompt_token_ids", b"prompt_token_ids", "seed", b"seed", "stream_id", b"stream_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_seconds", b"created_unix_seconds", "model", b"model", "prompt_token_ids", b"prompt_token_ids", "seed", b"seed", "stream_id", b"stream_id", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ from services.gateway.rest.chunks import ChatChunks, CompletionChunks, Generatio
 from services.gateway.rest.openapi import CHAT_EXAMPLES, COMPLETION_EXAMPLES, EMBEDDING_EXAMPLES, answers
 from services.gateway.rest.operations_of import operations_of
 from services.gateway.rest.schemas import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
-from services.gateway.rest.server_timing import decoder_timing, encoder_timing, server_timing
+from services.gateway.rest.server_timing import decoder_timing, encoder_timing
 from services.gateway.rest.sse import EventStreamResponse
 from services.gateway.rest.until_answered import until_answered
 
@@ -157,10 +157,7 @@ def _event_stream(
         close,
         context,
         request.app.state.stream_limits,
-        server_timing(
-            queue=(first.admitted_at - first.opened_at) * 1000,
-            prefill=(first.first_event_at - first.admitted_at) * 1000,
-        ),
+        decoder_timing(first.started.timings),
     )
 
 

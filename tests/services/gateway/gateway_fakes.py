@@ -173,7 +173,8 @@ class FakeWorker(
         options = request.options
         words = self.words[: options.max_tokens] if options.HasField("max_tokens") else self.words
         stream_id = f"s{len(self.requests)}"
-        started = streams_pb2.StreamStarted(stream_id=stream_id, model=request.model, seed=options.seed)
+        begun = common_pb2.Timings(queue_ms=0.5, tokenize_ms=0.25, prefill_ms=4)
+        started = streams_pb2.StreamStarted(stream_id=stream_id, model=request.model, seed=options.seed, timings=begun)
         yield streams_pb2.StreamEvent(sequence=0, started=started)
         for index, word in enumerate(words):
             if index == self.failure_after_tokens and not is_first_answer:
