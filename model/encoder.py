@@ -1,7 +1,7 @@
 """The encoder: every token sees every token of its sequence (the left half of the paper's figure 1; BERT)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -23,6 +23,10 @@ class Encoder(nn.Module):
         for block in self.blocks:
             x_TD = block(x_TD, metadata)
         return x_TD
+
+    @property
+    def kernel_name(self) -> str:
+        return cast(EncoderBlock, self.blocks[0]).attention.attend.kernel.name
 
 
 class EncoderModel(nn.Module):

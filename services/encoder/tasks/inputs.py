@@ -1,0 +1,73 @@
+"""Texts to items: tokenized in a batch off the event loop, refused or cut where they are too long."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from services.common.errors import ContextLengthExceeded, InvalidRequest
+from services.encoder.batcher import Item
+
+
+class Tokens(Protocol):
+    """Token ids and the segment of each."""
+
+    @property
+    def ids(self) -> list[int]: ...
+
+    @property
+    def type_ids(self) -> list[int]: ...
+
+
+class TextEncoder(Protocol):
+    """The part of the runner that knows the vocabulary."""
+
+    max_input_tokens: int
+    vocabulary_size: int
+
+    def encode_batch(self, texts: Sequence[str]) -> Sequence[Tokens]: ...
+
+    def truncated(self, tokens: Tokens) -> Tokens:
+        """Cut to the longest input, special tokens kept."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedInputs:
+    """Items in the order of the inputs, and whether any was cut."""
+
+    items: list[Item]
+    is_truncated: bool
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(item.num_tokens for item in self.items)
+
+
+async def encode_texts(
+    encoder: TextEncoder, texts: Sequence[str], head: Any, *, param: str, may_truncate: bool
+) -> EncodedInputs:
+    """Raises: InvalidRequest for no text or an empty one; ContextLengthExceeded with both counts."""
+    if not texts:
+        raise InvalidRequest(f"{param} is empty", param=param)
+    for index, text in enumerate(texts):
+        if not text:
+            raise InvalidRequest(f"{param}[{index}] is an empty text", param=param)
+    tokens = await asyncio.to_thread(encoder.encode_batch, texts)
+    return fit(encoder, tokens, head, param=param, may_truncate=may_truncate)
+
+
+def fit(encoder: TextEncoder, tokens: Sequence[Tokens], head: Any, *, param: str, may_truncate: bool) -> EncodedInputs:
+    """Raises: ContextLengthExceeded with both counts, unless cutting is allowed."""
+    items, is_truncated = [], False
+    for index, one in enumerate(tokens):
+        fitting = one
+        if len(one.ids) > encoder.max_input_tokens:
+            if not may_truncate:
+                raise ContextLengthExceeded(
+                    f"{param}[{index}] has {len(one.ids)} tokens, the model takes {encoder.max_input_tokens}",
+                    param=param,
+                )
+            fitting, is_truncated = encoder.truncated(one), True
+        items.append(Item(fitting.ids, fitting.type_ids, head))
+    return EncodedInputs(items, is_truncated)
