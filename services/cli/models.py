@@ -10,7 +10,10 @@ from services.cli.connection import Target, connect, run_client
 
 def models(target: Target = None) -> None:
     """List the models that are served."""
-    table = Table("model", "parent", "tasks", "labels", "tokens", "dtype", "device", "kernel", "state", box=None)
+    table = Table(box=None)
+    table.add_column("model", no_wrap=True)  # an id is there to be copied
+    for heading in ("parent", "tasks", "labels", "tokens", "dtype", "device", "kernel", "state"):
+        table.add_column(heading)
     for model in run_client(_list_models(target)).models:
         state = ModelState.Name(model.state).removeprefix("MODEL_STATE_").lower()
         shown = [model.id, model.parent, " ".join(model.tasks), " ".join(model.labels), str(model.max_input_tokens)]

@@ -5,9 +5,9 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from conftest import Stack
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from running_janus import Stack
 
 from janus.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Stack
+from running_janus import ROOT, Stack
 
 README = (ROOT / "README.md").read_text("utf-8")
 EXAMPLES = re.findall(r"<!-- run(?:: (\w+))? -->\n```(\w+)\n(.*?)```", README, flags=re.DOTALL)

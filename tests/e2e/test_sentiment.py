@@ -6,8 +6,8 @@ import struct
 import grpc
 import httpx
 import pytest
-from conftest import Stack
 from openai import OpenAI
+from running_janus import Stack
 
 from janus.v1 import encoder_pb2, encoder_pb2_grpc
 
