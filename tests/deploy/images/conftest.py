@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from deploy.images.base_image import CERTIFICATES, prometheus_root, python_root
-from deploy.images.engine import Engine, Stack, free_ports
+
+from tests.deploy.images.base_image import CERTIFICATES, prometheus_root, python_root
+from tests.deploy.images.engine import Engine, Stack, free_ports
 
 PORTS = ("JANUS_GATEWAY_HTTP_PORT", "JANUS_GATEWAY_GRPC_PORT", "PROMETHEUS_PORT")
 

@@ -2,11 +2,13 @@
 
 import asyncio
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-from deploy.images.engine import Stack
+
+from tests.deploy.images.engine import Stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -56,10 +58,11 @@ def answer(prometheus: httpx.Client, expression: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def prometheus(stack: Stack) -> httpx.Client:
+def prometheus(stack: Stack) -> Iterator[httpx.Client]:
     """Prometheus after it has seen load."""
     asyncio.run(load(stack.url("JANUS_GATEWAY_HTTP_PORT")))
-    return httpx.Client(base_url=stack.url("PROMETHEUS_PORT"), timeout=30)
+    with httpx.Client(base_url=stack.url("PROMETHEUS_PORT"), timeout=30) as client:
+        yield client
 
 
 def test_every_target_is_scraped(prometheus: httpx.Client) -> None:

@@ -1,13 +1,14 @@
 """What runs in the containers: it serves, as nobody in particular, on a file system that it can't write."""
 
 import json
+from collections.abc import Iterator
 
 import grpc
 import httpx
 import pytest
-from deploy.images.engine import Stack
 
 from janus.v1 import decoder_pb2, decoder_pb2_grpc
+from tests.deploy.images.engine import Stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 OURS = ("gateway", "encoder", "decoder")
@@ -20,8 +21,9 @@ def found(stack: Stack, service: str, *modules: str) -> str:
 
 
 @pytest.fixture
-def client(stack: Stack) -> httpx.Client:
-    return httpx.Client(base_url=stack.url("JANUS_GATEWAY_HTTP_PORT"), timeout=60)
+def client(stack: Stack) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=stack.url("JANUS_GATEWAY_HTTP_PORT"), timeout=60) as client:
+        yield client
 
 
 def test_every_container_is_healthy(stack: Stack) -> None:
@@ -49,8 +51,9 @@ def test_a_chat_is_streamed_to_the_host(client: httpx.Client) -> None:
 async def test_a_chat_is_streamed_over_grpc(stack: Stack) -> None:
     target = stack.url("JANUS_GATEWAY_GRPC_PORT").removeprefix("http://")
     question = decoder_pb2.ChatMessage(role="user", content="What is the capital of France?")
+    request = decoder_pb2.ChatRequest(messages=[question], options=decoder_pb2.GenerationOptions(max_tokens=16))
     async with grpc.aio.insecure_channel(target) as channel:
-        answers = decoder_pb2_grpc.DecoderServiceStub(channel).Chat(decoder_pb2.ChatRequest(messages=[question]))
+        answers = decoder_pb2_grpc.DecoderServiceStub(channel).Chat(request)
         events = [answer.event.WhichOneof("event") async for answer in answers]
     assert events[0] == "started"
     assert events[-2:] == ["finished", "ended"]
@@ -75,11 +78,20 @@ def test_no_image_carries_an_installer(stack: Stack, service: str) -> None:
     assert found(stack, service, "pip", "uv", "setuptools") == "[]"
 
 
-def test_workers_are_out_of_reach_but_for_the_gateway(stack: Stack) -> None:
-    routes = stack.execute("encoder", "cat", "/proc/net/route").splitlines()[1:]
-    destinations = [line.split()[1] for line in routes]
-    assert destinations
-    assert "00000000" not in destinations, "a default route leads out of the internal network"
+CONNECT = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], 8000), timeout=2).close()
+    print("reached")
+except TimeoutError:
+    print("out of reach")
+"""
+
+
+def test_workers_reach_the_gateway_on_the_internal_network_alone(stack: Stack) -> None:
+    addresses = stack.execute("gateway", "hostname", "-I").split()
+    found = [stack.execute("encoder", "python", "-c", CONNECT, address).strip() for address in addresses]
+    assert sorted(found) == ["out of reach", "reached"]
 
 
 def test_the_health_check_says_what_is_wrong(stack: Stack) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from deploy.images.engine import Stack
+
+from tests.deploy.images.engine import Stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 BODY = {"messages": [{"role": "user", "content": "Count."}], "stream": True, "max_tokens": 120, "ignore_eos": True}
