@@ -1,7 +1,8 @@
 """The loop: schedule, execute, commit, tell; in a thread of its own, one step after another while there is work.
 
 Servicers talk to it by a queue of commands; events go back to their event loop once a step. Each request ends in
-exactly one `Ended` or `Failed`, whatever happens: finished, cancelled, expired, a failed step, a stop.
+exactly one `Ended` or `Failed`, whatever happens: finished, cancelled, expired, a failed step, a stop. What is in
+`_generations` has not ended yet, and nothing else is told anything.
 """
 
 import queue
@@ -43,6 +44,8 @@ class Engine:
         self._generations: dict[int, Generation] = {}
         self._is_draining = False
         self._is_stopped = False
+        self._is_closed = False
+        self._closing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -50,7 +53,11 @@ class Engine:
 
     def submit(self, generation: Generation) -> None:
         """Queues a request; what becomes of it comes as events."""
-        self._commands.put(lambda: self._admit(generation))
+        with self._closing:
+            if not self._is_closed:
+                self._commands.put(lambda: self._admit(generation))
+                return
+        self._tell(generation, [Failed(Draining("the worker stopped"))])
 
     def cancel(self, generation: Generation) -> None:
         """Ends a request whose reader is gone; its blocks are free at the next step. Nothing if it is over."""
@@ -64,18 +71,29 @@ class Engine:
         """Ends the loop; what still runs fails with `draining`."""
         self._commands.put(lambda: setattr(self, "_is_stopped", True))
         self._thread.join()
+        with self._closing:
+            self._is_closed = True
+        self._obey(is_waiting=False)  # who came after the last turn is refused
 
     def _run(self) -> None:
+        self._measure()
         while not self._is_stopped:
-            self._obey(is_waiting=self._scheduler.is_idle)
-            for sequence in self._scheduler.drop_expired(time.monotonic()):
-                self._fail(self._generations[id(sequence)], DeadlineExceeded("the deadline passed in the queue"))
-            batch = self._scheduler.schedule()
-            if batch.rows and not self._is_stopped:
-                self._step(batch)
+            try:
+                self._turn()
+            except Exception:
+                _log.exception("a turn of the engine failed", num_requests=len(self._generations))
+                self._fail_all(Internal("the engine failed"))
             self._measure()
-        for generation in list(self._generations.values()):
-            self._fail(generation, Draining("the worker stopped"))
+        self._fail_all(Draining("the worker stopped"))
+        self._measure()
+
+    def _turn(self) -> None:
+        self._obey(is_waiting=self._scheduler.is_idle)
+        for sequence in self._scheduler.drop_expired(time.monotonic()):
+            self._fail(self._generations[id(sequence)], DeadlineExceeded("the deadline passed in the queue"))
+        batch = self._scheduler.schedule()
+        if batch.rows and not self._is_stopped:
+            self._step(batch)
 
     def _obey(self, *, is_waiting: bool) -> None:
         """Carries out the commands that are there; waits for one when there is no other work."""
@@ -88,19 +106,19 @@ class Engine:
             return
 
     def _admit(self, generation: Generation) -> None:
+        self._generations[id(generation.sequence)] = generation
         if self._is_draining or self._is_stopped:
-            self._tell(generation, [Failed(Draining("the worker is draining"))])
+            self._fail(generation, Draining("the worker is draining"))
             return
         reason = generation.already_over()
         if reason is not None:
+            self._forget(generation.sequence)
             self._tell(generation, generation.end_at_once(reason))
             return
         try:
             self._scheduler.add(generation.sequence)
         except JanusError as error:
-            self._tell(generation, [Failed(error)])
-            return
-        self._generations[id(generation.sequence)] = generation
+            self._fail(generation, error)
 
     def _step(self, batch: Batch) -> None:
         started = time.monotonic()
@@ -120,9 +138,14 @@ class Engine:
         self._metrics.batch_tokens.labels(self._model_id).observe(batch.num_tokens)
         told: dict[Generation, list[Event]] = {}
         for row, token in zip(batch.rows, drawn, strict=True):
-            if token is not None:
-                generation = self._generations[id(row.sequence)]
+            if token is None:
+                continue
+            generation = self._generations[id(row.sequence)]
+            try:
                 told[generation] = self._advance(generation, now)
+            except Exception:
+                _log.exception("a token could not be told")
+                self._fail(generation, Internal("the answer could not be told"))
         self._tell_all(told)
 
     def _advance(self, generation: Generation, now: float) -> list[Event]:
@@ -142,23 +165,24 @@ class Engine:
                 per_token = clock.decode_seconds / (generation.sequence.num_output_tokens - 1)
                 self._metrics.time_per_output_token_seconds.labels(self._model_id).observe(per_token)
         elif generation.num_buffered_events > MAX_BUFFERED_EVENTS:
-            generation.is_over = True
             self._forget(generation.sequence)
             events.append(Failed(Cancelled("the reader takes nothing")))
         return events
 
     def _fail(self, generation: Generation, error: JanusError) -> None:
-        if generation.is_over or id(generation.sequence) not in self._generations:
-            return
-        self._forget(generation.sequence)
-        self._tell(generation, [Failed(error)])
+        if id(generation.sequence) in self._generations:
+            self._forget(generation.sequence)
+            self._tell(generation, [Failed(error)])
+
+    def _fail_all(self, error: JanusError) -> None:
+        for generation in list(self._generations.values()):
+            self._fail(generation, error)
 
     def _forget(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
         del self._generations[id(sequence)]
 
     def _tell(self, generation: Generation, events: list[Event]) -> None:
-        generation.is_over = generation.is_over or isinstance(events[-1], Failed)
         self._tell_all({generation: events})
 
     @staticmethod

@@ -39,7 +39,6 @@ class Generation:
         self.sequence = sequence
         self.text = text
         self.clock = Clock()
-        self.is_over = False
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
         # Tokens that another worker made and told: their text is out, but stop strings and characters go on from it.
@@ -87,6 +86,7 @@ class Generation:
             reason = FinishReason.STOP if self.text.is_stopped else reason
         if reason is not None:
             piece += self.text.finish()
+            reason = FinishReason.STOP if self.text.is_stopped else reason
         events.append(Delta((token_id,), piece))
         return (events + self._ending(reason) if reason else events), reason
 
@@ -102,7 +102,6 @@ class Generation:
         return Started(self.clock.queue_seconds, self.clock.prefill_seconds)
 
     def _ending(self, reason: FinishReason) -> list[Event]:
-        self.is_over = True
         return [
             Finished(reason),
             Ended(

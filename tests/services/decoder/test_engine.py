@@ -64,7 +64,8 @@ class House:
             self.blocks, max_batch_tokens=16, max_running=max_running, max_waiting=max_waiting, max_waiting_tokens=9999
         )
         self.runner = runner
-        self.engine = Engine(self.scheduler, runner, DecoderMetrics(), "model")
+        self.metrics = DecoderMetrics()
+        self.engine = Engine(self.scheduler, runner, self.metrics, "model")
 
     def submit(
         self,
@@ -211,6 +212,52 @@ async def test_a_stop_ends_what_still_runs() -> None:
     with pytest.raises(Draining):
         await read(generation)
     h.blocks.check()
+
+
+async def test_who_comes_after_the_stop_is_refused() -> None:
+    h = House(Script())
+    h.engine.start()
+    await asyncio.to_thread(h.engine.stop)
+    with pytest.raises(Draining):
+        await read(h.submit())
+
+
+async def test_text_that_fails_ends_its_request_alone() -> None:
+    class Broken(Words):
+        def append(self, token_ids: Sequence[int]) -> str:
+            raise RuntimeError("the secret answer")
+
+    async with house() as h:
+        other = h.submit(max_tokens=30)
+        broken = Generation(Tokens([1, 1], 2, Limits(9)), TextStream(Broken()))
+        h.engine.submit(broken)
+        with pytest.raises(Internal) as failed:
+            await read(broken)
+        assert "secret" not in failed.value.message
+        assert isinstance((await read(other))[-1], Ended)
+
+
+async def test_a_failed_turn_fails_all_and_the_engine_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Batch:
+        monkeypatch.undo()
+        raise AssertionError("our own mistake")
+
+    async with house(max_running=1) as h:
+        generations = [h.submit(max_tokens=200), h.submit()]
+        await anext(generations[0].events())
+        monkeypatch.setattr(h.scheduler, "schedule", fail)
+        for generation in generations:
+            with pytest.raises(Internal):
+                await read(generation)
+        assert isinstance((await read(h.submit()))[-1], Ended)
+
+
+async def test_an_idle_engine_shows_its_cache() -> None:
+    async with house(num_blocks=64) as h:
+        await asyncio.sleep(0.05)
+        shown = {s.name: s.value for m in h.metrics.registry.collect() for s in m.samples if "state" not in s.labels}
+    assert shown["janus_kv_cache_usage_ratio"] == 0
+    assert shown["janus_requests_running"] == shown["janus_requests_waiting"] == 0
 
 
 async def test_a_reader_that_takes_nothing_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
