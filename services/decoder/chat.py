@@ -1,7 +1,8 @@
 """A conversation to a prompt, by the checkpoint's own chat template.
 
-Templates are Jinja programs that come with a model, so they run in Jinja's sandbox, with the names that transformers
-gives them: messages, add_generation_prompt, bos_token, eos_token, raise_exception, strftime_now.
+Templates are Jinja programs that come with a model, so they run in Jinja's sandbox, with what transformers gives them:
+messages, tools and documents (both None), add_generation_prompt, bos_token, eos_token, raise_exception, strftime_now,
+loop controls, and `{% generation %}`, which marks what training learns from and is transparent here.
 """
 
 import json
@@ -9,9 +10,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
 from jinja2.exceptions import SecurityError
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from services.common.errors import InvalidRequest, TaskNotSupported
@@ -19,16 +21,30 @@ from services.common.errors import InvalidRequest, TaskNotSupported
 ROLES = frozenset({"system", "developer", "user", "assistant"})
 
 
+class _Generation(Extension):
+    tags = {"generation"}  # noqa: RUF012  (declared by jinja, as a set)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 class ChatTemplate:
     """Raises: InvalidRequest for a conversation that the template refuses, TaskNotSupported where there is none."""
 
     def __init__(self, source: str | None, *, bos_token: str | None, eos_token: str | None) -> None:
+        """Raises: ValueError for a source that is no template."""
         self._tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+        )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda layout: datetime.now().astimezone().strftime(layout)
-        self._template = None if source is None else environment.from_string(source)
+        try:
+            self._template = None if source is None else environment.from_string(source)
+        except TemplateError as error:
+            raise ValueError(f"its chat template can't be read: {error}") from error
 
     @property
     def exists(self) -> bool:
@@ -47,11 +63,15 @@ class ChatTemplate:
                 raise InvalidRequest(f"messages[{index}].role must be one of {known}", param=f"messages[{index}].role")
             said.append({"role": "system" if role == "developer" else role, "content": content})
         try:
-            return self._template.render(messages=said, add_generation_prompt=True, **self._tokens)
+            return self._template.render(
+                messages=said, tools=None, documents=None, add_generation_prompt=True, **self._tokens
+            )
         except SecurityError:
             raise InvalidRequest("the chat template does what a template may not", param="messages") from None
-        except (TemplateError, TypeError, ValueError, KeyError, IndexError, ArithmeticError) as error:
+        except TemplateError as error:
             raise InvalidRequest(f"the chat template refuses the conversation: {error}", param="messages") from error
+        except (TypeError, ValueError, LookupError, ArithmeticError) as error:  # their texts may hold the conversation
+            raise InvalidRequest("the chat template can't lay out the conversation", param="messages") from error
 
 
 def _refuse(message: str) -> NoReturn:

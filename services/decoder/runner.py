@@ -57,7 +57,11 @@ class Runner:
         self.vocabulary_size: int = model.config.vocabulary_size
         self.block_size = settings.block_size
         self.num_blocks = _num_blocks(settings, model)
-        self._cache = model.decoder.new_cache(self.num_blocks, self.block_size)
+        try:
+            self._cache = model.decoder.new_cache(self.num_blocks, self.block_size)
+        except RuntimeError as error:  # torch has no narrower one for a CPU that is out of memory
+            what = f"no memory for a KV cache of {self.num_blocks * self.block_size} tokens on {self._device}"
+            raise ConfigurationError(f"{_cache_setting(settings)}: {what}") from error
         self.load_seconds = time.perf_counter() - started
         self.warm_up_seconds = self._warm_up()
 
@@ -160,8 +164,13 @@ def _num_blocks(settings: DecoderSettings, model: CausalLanguageModel) -> int:
     tokens = settings.num_cache_tokens or settings.cache_bytes // model.decoder.cache_bytes_per_token()
     if tokens < settings.block_size:
         what = f"{tokens} tokens of KV cache are less than one block of {settings.block_size}"
-        raise ConfigurationError(f"{setting_of(settings, 'cache_bytes')}: {what}")
+        raise ConfigurationError(f"{_cache_setting(settings)}: {what}")
     return tokens // settings.block_size
+
+
+def _cache_setting(settings: DecoderSettings) -> str:
+    """The setting that the cache's size came from."""
+    return setting_of(settings, "num_cache_tokens" if settings.num_cache_tokens else "cache_bytes")
 
 
 def _stop_ids(*configs: Any) -> frozenset[int]:

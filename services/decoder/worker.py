@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from janus.v1 import models_pb2
 from services.common.metrics import DecoderMetrics
-from services.common.settings import DecoderSettings
+from services.common.settings import ConfigurationError, DecoderSettings, setting_of
 from services.decoder.block_manager import BlockManager
 from services.decoder.chat import ChatTemplate
 from services.decoder.engine import Engine
@@ -36,6 +36,10 @@ class DecoderWorker:
     def start(cls, settings: DecoderSettings, metrics: DecoderMetrics) -> "DecoderWorker":
         """Loads the model and starts its engine; takes seconds. Raises: ConfigurationError."""
         runner = Runner(settings)
+        try:
+            template = ChatTemplate(runner.chat_template, bos_token=runner.bos_token, eos_token=runner.eos_token)
+        except ValueError as error:
+            raise ConfigurationError(f"{setting_of(settings, 'model')}: {settings.model}: {error}") from error
         blocks = BlockManager(runner.num_blocks, runner.block_size)
         cache_tokens = runner.num_blocks * runner.block_size
         scheduler = Scheduler(
@@ -56,7 +60,7 @@ class DecoderWorker:
             created_unix_seconds=int(time.time()),
             runner=runner,
             engine=engine,
-            template=ChatTemplate(runner.chat_template, bos_token=runner.bos_token, eos_token=runner.eos_token),
+            template=template,
             capacity=Capacity(runner.max_context_tokens, cache_tokens, runner.vocabulary_size),
             defaults=_defaults(settings, runner),
         )

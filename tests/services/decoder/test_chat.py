@@ -34,6 +34,18 @@ def test_a_template_with_tokens_filters_and_blocks(conversation: list[tuple[str,
     assert_equal_to_reference(LLAMA_STYLE, conversation, "<s>", "</s>")
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% if tools is none and documents is none %}plain{% else %}{{ tools | length }}{% endif %}",
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %};{% endfor %}",
+        "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
+    ],
+)
+def test_what_templates_may_count_on(source: str) -> None:
+    assert_equal_to_reference(source, CONVERSATIONS[2], "<s>", "</s>")
+
+
 def assert_equal_to_reference(source: str, conversation: list[tuple[str, str]], bos: str, eos: str) -> None:
     messages = [{"role": role, "content": content} for role, content in conversation]
     rendered, _ = render_jinja_template(
@@ -73,3 +85,17 @@ def test_refusals(source: str, messages: list[tuple[str, str]], param: str) -> N
     with pytest.raises(InvalidRequest) as refused:
         template(source).render(messages)
     assert refused.value.param == param
+
+
+def test_a_refusal_does_not_repeat_the_conversation() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        template("{{ messages[0].content.encode('ascii') }}").render(
+            [("user", "s\N{LATIN SMALL LETTER E WITH ACUTE}cret")]
+        )
+    assert "xe9" not in refused.value.message
+    assert "cret" not in refused.value.message
+
+
+def test_a_source_that_is_no_template() -> None:
+    with pytest.raises(ValueError, match="chat template"):
+        template("{% if %}")
