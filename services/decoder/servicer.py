@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
 
@@ -65,8 +66,9 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         defaults = worker.defaults
         defaults = Defaults(COMPLETION_MAX_TOKENS, defaults.temperature, defaults.top_p, defaults.top_k)
         stream = _Stream(self._metrics, worker, "completions", "prompt", defaults, time.perf_counter() - started)
-        async for event in stream.events(prompt_ids, request.options, context):
-            yield decoder_pb2.GenerateResponse(event=event)
+        async with aclosing(stream.events(prompt_ids, request.options, context)) as events:
+            async for event in events:
+                yield decoder_pb2.GenerateResponse(event=event)
 
     async def Chat(self, request: decoder_pb2.ChatRequest, context: Context) -> AsyncIterator[decoder_pb2.ChatResponse]:
         worker = self._door.named(request.model)
@@ -74,8 +76,9 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         messages = [(message.role, message.content) for message in request.messages]
         prompt_ids = await asyncio.to_thread(_lay_out, worker, messages)
         stream = _Stream(self._metrics, worker, "chat", "messages", worker.defaults, time.perf_counter() - started)
-        async for event in stream.events(prompt_ids, request.options, context):
-            yield decoder_pb2.ChatResponse(event=event)
+        async with aclosing(stream.events(prompt_ids, request.options, context)) as events:
+            async for event in events:
+                yield decoder_pb2.ChatResponse(event=event)
 
 
 class _Stream:
@@ -100,7 +103,7 @@ class _Stream:
 
     async def events(
         self, prompt_ids: list[int], options: decoder_pb2.GenerationOptions, context: Context
-    ) -> AsyncIterator[streams_pb2.StreamEvent]:
+    ) -> AsyncGenerator[streams_pb2.StreamEvent, None]:
         """Raises: JanusError; a reader that goes away cancels the request in the engine."""
         worker = self._worker
         planned = plan(
@@ -124,6 +127,8 @@ class _Stream:
         try:
             sequence = 0
             async for event in generation.events():
+                if isinstance(event, Started):
+                    self._observe_start(event, len(prompt_ids))
                 yield self._message(sequence, event, head)
                 sequence += 1
         finally:
@@ -150,11 +155,14 @@ class _Stream:
                 return streams_pb2.StreamEvent(sequence=sequence, ended=self._ended(event))
         raise AssertionError(event)
 
-    def _ended(self, event: Ended) -> streams_pb2.StreamEnded:
+    def _observe_start(self, event: Started, num_prompt_tokens: int) -> None:
+        """Counted now: the prompt is computed, whether or not the reader stays to the end."""
         labels = (self._task, self._worker.model_id)
         self._metrics.queue_duration_seconds.labels(*labels).observe(event.queue_seconds)
         self._metrics.tokenize_duration_seconds.labels(*labels).observe(self._tokenize_seconds)
-        self._metrics.prompt_tokens_total.labels(self._worker.model_id).inc(event.num_prompt_tokens)
+        self._metrics.prompt_tokens_total.labels(self._worker.model_id).inc(num_prompt_tokens)
+
+    def _ended(self, event: Ended) -> streams_pb2.StreamEnded:
         return streams_pb2.StreamEnded(
             usage=common_pb2.Usage(
                 prompt_tokens=event.num_prompt_tokens,
