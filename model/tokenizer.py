@@ -11,6 +11,9 @@ from model.errors import CheckpointError
 
 _REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+# How many tokens the window of a detokenizer may have, and how many it keeps when it has more: more than the three
+# that may be an incomplete character, so that some text stands before them.
+_MAX_WINDOW_TOKENS, _MIN_WINDOW_TOKENS = 16, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: Path, *, bos_token: str | None = None, eos_token: str | None = None) -> "Tokenizer":
         """Raises: CheckpointError for a file that is missing or not a tokenizer.json."""
+        if not path.is_file():
+            raise CheckpointError(f"{path}: there is no such file")
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
@@ -79,11 +84,12 @@ def _encoding(encoded: tokenizers.Encoding) -> Encoding:
 class IncrementalDetokenizer:
     """Text from tokens as they come: whole characters only, and together exactly what `decode` makes of all of them.
 
-    A token's text can depend on its neighbours (a leading space, bytes of one character), so new text is the difference
-    of two decodings that begin at the same token: with the new tokens and without them.
+    A token's text can depend on its neighbours (a leading space, bytes of one character), so a window of the last
+    tokens is decoded with each new one, and what its text gained at the end is new. Each token costs the same, however
+    long the text grows.
 
-        ids    ... begin ....... told ....... now
-                   └─ context ─┘└─ new text ─┘
+        text of the window   ......................... .........
+                             └─ sent: out already ───┘└─ new ──┘
 
     What may still change is held back: a U+FFFD at the end, which the next bytes may complete, and a whole run of byte
     tokens, which such a decoder shows as characters only if all of it is valid.
@@ -92,10 +98,8 @@ class IncrementalDetokenizer:
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
-        self._ids: list[int] = []
-        self._begin = 0
-        self._told = 0
-        self._num_sent = 0  # characters of the new text that are out already
+        self._window: list[int] = []
+        self._num_sent = 0  # characters of the window's text
 
     def append(self, token_ids: Sequence[int]) -> str:
         """The text that these tokens complete; empty while a character is incomplete."""
@@ -103,26 +107,34 @@ class IncrementalDetokenizer:
 
     def finish(self) -> str:
         """What was held back, as `decode` shows it."""
-        return self._new_text()[self._num_sent :]
+        return self._send(self._decode(self._window), num_held=0)
 
     def _one(self, token_id: int) -> str:
-        self._ids.append(token_id)
-        if _BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(token_id) or ""):
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None or (self._skip_special_tokens and token_id in self._tokenizer.special_ids):
+            return ""  # as if it were not there, also between the bytes of one character
+        self._window.append(token_id)
+        if _BYTE_TOKEN.fullmatch(token):
             return ""
-        text = self._new_text()
-        if text.endswith(_REPLACEMENT):
-            piece = text[self._num_sent : -1]
-            self._num_sent = len(text) - 1
-            return piece
-        piece = text[self._num_sent :]
-        # The context must show some text, or a decoder that strips a leading space would strip it from the new text.
-        self._begin = self._told if text else self._begin
-        self._told, self._num_sent = len(self._ids), 0
+        text = self._decode(self._window)
+        num_held = int(text.endswith(_REPLACEMENT))
+        piece = self._send(text, num_held)
+        if len(self._window) > _MAX_WINDOW_TOKENS:
+            self._shorten(num_held)
         return piece
 
-    def _new_text(self) -> str:
-        context = self._decode(self._ids[self._begin : self._told])
-        return self._decode(self._ids[self._begin :])[len(context) :]
+    def _send(self, text: str, num_held: int) -> str:
+        piece = text[self._num_sent : len(text) - num_held]
+        self._num_sent = len(text) - num_held
+        return piece
+
+    def _shorten(self, num_held: int) -> None:
+        """Forgets the oldest tokens. The text of the rest may begin differently, but it ends, and goes on, the same."""
+        rest = self._window[-_MIN_WINDOW_TOKENS:]
+        num_sent = len(self._decode(rest)) - num_held
+        # Without text before it, the next token would stand at the beginning, where a decoder may strip its space.
+        if num_sent > 0:
+            self._window, self._num_sent = rest, num_sent
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=self._skip_special_tokens)

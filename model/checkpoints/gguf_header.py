@@ -6,9 +6,9 @@ length is checked against its end before it is believed.
     magic | version | number of tensors | number of metadata | metadata ... | tensor infos ... | padding | tensor bytes
 """
 
+import math
 import mmap
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,19 +70,28 @@ class _Reader:
         if version not in (2, 3):
             raise CheckpointError(f"GGUF version {version} is not read; versions 2 and 3 are (little endian)")
         num_tensors, num_metadata = self._count(), self._count()
-        metadata = {}
+        metadata: dict[str, Any] = {}
         for _ in range(num_metadata):
             key = self._string()
+            if key in metadata:
+                raise CheckpointError(f"the metadata has {key!r} twice")
             metadata[key] = self._value(self._scalar("I"))
-        infos = [self._tensor_info() for _ in range(num_tensors)]
+        infos: dict[str, TensorInfo] = {}
+        for _ in range(num_tensors):
+            name, info = self._tensor_info()
+            if name in infos:
+                raise CheckpointError(f"{name} is there twice")
+            infos[name] = info
         alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
-        if not isinstance(alignment, int) or alignment <= 0:
+        if type(alignment) is not int or alignment <= 0:
             raise CheckpointError(f"general.alignment is {alignment!r}")
-        start = -(-self._at // alignment) * alignment
-        return Header(metadata, {name: self._placed(name, info, start) for name, info in infos}, self._file)
+        return Header(metadata, {name: self._placed(name, info, alignment) for name, info in infos.items()}, self._file)
 
-    def _placed(self, name: str, info: TensorInfo, start: int) -> TensorInfo:
-        offset = start + info.offset
+    def _placed(self, name: str, info: TensorInfo, alignment: int) -> TensorInfo:
+        """With the offset from the beginning of the file: in it, it counts from the end of the header."""
+        if info.offset % alignment:
+            raise CheckpointError(f"{name} begins at {info.offset}, not at a multiple of {alignment}")
+        offset = -(-self._at // alignment) * alignment + info.offset
         if offset + info.num_bytes > len(self._file):
             raise CheckpointError(
                 f"the file is truncated: {name} ends at {offset + info.num_bytes}, it at {len(self._file)}"
@@ -95,6 +104,8 @@ class _Reader:
         if not 0 < num_dimensions <= _MAX_DIMENSIONS:
             raise CheckpointError(f"{name} has {num_dimensions} dimensions")
         shape = tuple(reversed([self._scalar("Q") for _ in range(num_dimensions)]))
+        if 0 in shape:
+            raise CheckpointError(f"{name} is empty: {list(shape)}")
         number, offset = self._scalar("I"), self._scalar("Q")
         try:
             block_type = GGMLQuantizationType(number)
@@ -103,10 +114,7 @@ class _Reader:
         block_elements, block_bytes = GGML_QUANT_SIZES[block_type]
         if shape[-1] % block_elements:
             raise CheckpointError(f"{name}: rows of {shape[-1]} are not whole blocks of {block_elements}")
-        num_elements = 1
-        for length in shape:
-            num_elements *= length
-        return name, TensorInfo(block_type, shape, offset, num_elements // block_elements * block_bytes)
+        return name, TensorInfo(block_type, shape, offset, math.prod(shape) // block_elements * block_bytes)
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:
@@ -119,10 +127,11 @@ class _Reader:
 
     def _array(self) -> list[Any]:
         kind, count = self._scalar("I"), self._count()
-        if kind in _SCALARS:
-            return list(self._unpack(f"<{count}{_SCALARS[kind]}"))
-        read: Callable[[], Any] = self._string if kind == _STRING else lambda: self._value(kind)
-        return [read() for _ in range(count)]
+        if kind == _STRING:
+            return [self._string() for _ in range(count)]
+        if kind not in _SCALARS:
+            raise CheckpointError("an array of arrays" if kind == _ARRAY else f"an array of the unknown type {kind}")
+        return list(self._unpack(f"<{count}{_SCALARS[kind]}"))
 
     def _count(self) -> int:
         """How many of something follow; each takes at least a byte."""

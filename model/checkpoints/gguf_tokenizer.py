@@ -1,114 +1,157 @@
-"""A tokenizer from a GGUF file's own metadata: byte-level BPE (`gpt2`) or SentencePiece's BPE (`llama`)."""
+"""A tokenizer from a GGUF file's own metadata: byte-level BPE (`gpt2`) or SentencePiece's BPE (`llama`).
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+Source: llama.cpp's src/llama-vocab.cpp, which says what each name of a pre-tokenizer means.
+"""
+
+from dataclasses import dataclass
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from model.errors import CheckpointError
+from model.checkpoints.gguf_metadata import GGUFMetadata
 from model.tokenizer import Tokenizer as JanusTokenizer
 
 # Token types of the format.
-_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+
+
+@dataclass(frozen=True, slots=True)
+class _PreTokenizer:
+    """How a text is cut into words before any merge."""
+
+    pattern: str
+    has_single_digits: bool = False  # every digit is cut out first
+    is_composed: bool = False  # the text is brought to Unicode's form C first
+    has_whole_words: bool = False  # a word that is a token is that token, whatever the merges would make
+    adds_bos: bool = False  # what a file that doesn't say means
+
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SIGNS_AND_SPACES = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_QWEN2 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_PRE_TOKENIZERS: dict[str, tuple[str, bool]] = {
-    # name in the file: (how words are cut, whether every digit stands alone first)
-    "default": (_GPT2, False),
-    "gpt-2": (_GPT2, False),
-    "smollm": (_GPT2, True),
-    "starcoder": (_GPT2, True),
-    "llama-bpe": (_LLAMA3, False),
-    "llama3": (_LLAMA3, False),
-    "qwen2": (_QWEN2, False),
+_LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_SIGNS_AND_SPACES}"
+_QWEN2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_SIGNS_AND_SPACES}"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_PRE_TOKENIZERS = {
+    **dict.fromkeys(("default", "gpt-2"), _PreTokenizer(_GPT2)),
+    **dict.fromkeys(("smollm", "starcoder"), _PreTokenizer(_GPT2, has_single_digits=True)),
+    **dict.fromkeys(
+        ("llama-bpe", "llama3", "llama-v3", "falcon3"), _PreTokenizer(_LLAMA3, has_whole_words=True, adds_bos=True)
+    ),
+    "smaug-bpe": _PreTokenizer(_LLAMA3),
+    "tekken": _PreTokenizer(_TEKKEN, has_whole_words=True, adds_bos=True),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _PreTokenizer(_QWEN2, is_composed=True)),
 }
 
 
-def read_tokenizer(path: Path, metadata: Mapping[str, Any]) -> JanusTokenizer:
+def read_tokenizer(metadata: GGUFMetadata) -> JanusTokenizer:
     """Raises: CheckpointError for a kind of vocabulary or pre-tokenizer that is not known, by its name."""
-    kind = metadata.get("tokenizer.ggml.model")
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    if not tokens:
-        raise CheckpointError(f"{path}: the file carries no vocabulary")
-    try:
-        if kind == "gpt2":
-            backend = _byte_level(path, metadata, tokens)
-        elif kind == "llama":
-            backend = _sentencepiece(metadata, tokens)
-        else:
-            raise CheckpointError(f"{path}: a vocabulary of kind {kind!r} is not known; known: 'gpt2', 'llama'")
-    except (KeyError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{path}: the vocabulary is broken: {error}") from error
-    _add_special_tokens(backend, metadata, tokens)
-    bos, eos = (_token(tokens, metadata.get(f"tokenizer.ggml.{name}_token_id")) for name in ("bos", "eos"))
-    _add_template(backend, metadata, kind, bos, eos)
+    kind = metadata.text("tokenizer.ggml.model")
+    if kind == "gpt2":
+        backend, adds_bos = _byte_level(metadata)
+    elif kind == "llama":
+        backend, adds_bos = _sentencepiece(metadata), True
+    else:
+        raise metadata.error(f"a vocabulary of kind {kind!r} is not known; known: 'gpt2', 'llama'")
+    _add_special_tokens(backend, metadata)
+    bos, eos = (None if (i := metadata.token_id(name)) is None else metadata.tokens[i] for name in ("bos", "eos"))
+    around = (
+        bos if metadata.flag("tokenizer.ggml.add_bos_token", adds_bos) else None,
+        eos if metadata.flag("tokenizer.ggml.add_eos_token", False) else None,
+    )
+    _surround(backend, *around)
     return JanusTokenizer(backend, bos, eos)
 
 
-def _byte_level(path: Path, metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
-    name = metadata.get("tokenizer.ggml.pre", "default")
+def _byte_level(metadata: GGUFMetadata) -> tuple[Tokenizer, bool]:
+    name = metadata.text("tokenizer.ggml.pre") or "default"
     if name not in _PRE_TOKENIZERS:
-        raise CheckpointError(f"{path}: pre-tokenizer {name!r} is not known; known: {', '.join(_PRE_TOKENIZERS)}")
-    pattern, has_single_digits = _PRE_TOKENIZERS[name]
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
-    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    if name in ("qwen2",):
+        raise metadata.error(f"pre-tokenizer {name!r} is not known; known: {', '.join(_PRE_TOKENIZERS)}")
+    rule = _PRE_TOKENIZERS[name]
+    merges = [merge.partition(" ") for merge in metadata.items("tokenizer.ggml.merges", str)]
+    ids = {token: i for i, token in enumerate(metadata.tokens)}
+    backend = _built(metadata, ids, [(left, right) for left, _, right in merges], ignore_merges=rule.has_whole_words)
+    if rule.is_composed:
         backend.normalizer = normalizers.NFC()
-    digits = [pre_tokenizers.Digits(individual_digits=True)] if has_single_digits else []
-    steps: list[pre_tokenizers.PreTokenizer] = [*digits]
-    steps += [
-        pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+    steps: list[pre_tokenizers.PreTokenizer] = [
+        pre_tokenizers.Split(Regex(rule.pattern), behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
-    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    digits = [pre_tokenizers.Digits(individual_digits=True)] if rule.has_single_digits else []
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*digits, *steps])
     backend.decoder = decoders.ByteLevel()
-    return backend
+    return backend, rule.adds_bos
 
 
-def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
+def _sentencepiece(metadata: GGUFMetadata) -> Tokenizer:
     """BPE over whole texts; a pair merges if the vocabulary has the sum, the better score first."""
-    scores = metadata["tokenizer.ggml.scores"]
+    tokens, scores = metadata.tokens, metadata.items("tokenizer.ggml.scores", float)
+    kinds = metadata.items("tokenizer.ggml.token_type", int)
+    if not len(tokens) == len(scores) == len(kinds):
+        raise metadata.error(f"{len(tokens)} tokens have {len(scores)} scores and {len(kinds)} types")
     ids = {token: i for i, token in enumerate(tokens)}
     pairs = []
-    for token in ids:
+    for token, whole in ids.items():
         splits = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
-        pairs += [(scores[ids[token]], ids[a], ids[b], a, b) for a, b in splits if a in ids and b in ids]
-    pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
-    unknown = next(
-        (t for t, kind in zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True) if kind == _UNKNOWN), None
-    )
-    merges = [(a, b) for _, _, _, a, b in pairs]
-    backend = Tokenizer(models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
-    has_prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
-    steps: list[normalizers.Normalizer] = [normalizers.Prepend("▁")] if has_prefix else []
-    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+        pairs += [(-scores[whole], ids[a], ids[b], a, b) for a, b in splits if a in ids and b in ids]
+    merges = [(a, b) for *_, a, b in sorted(pairs)]
+    unknown = next((token for token, kind in zip(tokens, kinds, strict=True) if kind == _UNKNOWN), None)
+    backend = _built(metadata, ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    # A space stands before each stretch of text, also after a special token.
+    has_prefix = metadata.flag("tokenizer.ggml.add_space_prefix", True)
+    prefix: list[normalizers.Normalizer] = [normalizers.Prepend("▁")] if has_prefix else []
+    backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
     back: list[decoders.Decoder] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*back, decoders.Strip(content=" ", left=1)] if has_prefix else back)
     return backend
 
 
-def _add_special_tokens(backend: Tokenizer, metadata: Mapping[str, Any], tokens: list[str]) -> None:
-    kinds = metadata.get("tokenizer.ggml.token_type", [])
-    for token, kind in zip(tokens, kinds, strict=False):
-        if kind in (_CONTROL, _UNKNOWN):
-            backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        elif kind == _USER_DEFINED:
-            backend.add_tokens([AddedToken(token, special=False, normalized=False)])
+def _built(
+    metadata: GGUFMetadata,
+    ids: dict[str, int],
+    merges: list[tuple[str, str]],
+    *,
+    unk_token: str | None = None,
+    fuse_unk: bool = False,
+    byte_fallback: bool = False,
+    ignore_merges: bool = False,
+) -> Tokenizer:
+    try:
+        model = models.BPE(
+            ids,
+            merges,
+            unk_token=unk_token,
+            fuse_unk=fuse_unk,
+            byte_fallback=byte_fallback,
+            ignore_merges=ignore_merges,
+        )
+    except Exception as error:  # the library raises nothing narrower
+        raise metadata.error(f"the vocabulary is broken: {error}") from error
+    return Tokenizer(model)
 
 
-def _add_template(backend: Tokenizer, metadata: Mapping[str, Any], kind: str, bos: str | None, eos: str | None) -> None:
+def _add_special_tokens(backend: Tokenizer, metadata: GGUFMetadata) -> None:
+    """What is one token wherever it stands in a text; a special one is left out of decoded texts too."""
+    if not metadata.has("tokenizer.ggml.token_type"):
+        return
+    kinds = list(zip(metadata.tokens, metadata.items("tokenizer.ggml.token_type", int), strict=False))
+    special = [token for token, kind in kinds if kind in (_CONTROL, _UNKNOWN)]
+    plain = [token for token, kind in kinds if kind == _USER_DEFINED]
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
+
+
+def _surround(backend: Tokenizer, bos: str | None, eos: str | None) -> None:
     """What stands around every text: the tokens that the file says are added."""
-    has_bos = bos is not None and metadata.get("tokenizer.ggml.add_bos_token", kind == "llama")
-    has_eos = eos is not None and metadata.get("tokenizer.ggml.add_eos_token", False)
-    if has_bos or has_eos:
-        around = [*([bos] if has_bos else []), "$A", *([eos] if has_eos else [])]
-        special = [(token, backend.token_to_id(token)) for token in {bos, eos} if token is not None]
-        backend.post_processor = processors.TemplateProcessing(single=around, special_tokens=special)
-
-
-def _token(tokens: list[str], token_id: int | None) -> str | None:
-    return None if token_id is None or not 0 <= token_id < len(tokens) else tokens[token_id]
+    first, last = ([token] if token else [] for token in (bos, eos))
+    if first or last:
+        special = [(token, backend.token_to_id(token)) for token in {*first, *last}]
+        backend.post_processor = processors.TemplateProcessing(
+            single=[*first, "$A", *last],
+            pair=[*first, "$A", *last, *(f"{token}:1" for token in first), "$B:1", *(f"{t}:1" for t in last)],
+            special_tokens=special,
+        )

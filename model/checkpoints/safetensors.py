@@ -24,9 +24,9 @@ class SafetensorsCheckpoint:
         self.path = path
         self.config: Mapping[str, Any] = _json(path / "config.json")
         self.generation_config: Mapping[str, Any] = _optional_json(path / "generation_config.json")
-        architectures = self.config.get("architectures") or []
-        if len(architectures) != 1:
-            raise CheckpointError(f"{path / 'config.json'}: `architectures` names {len(architectures)} models, not one")
+        architectures = self.config.get("architectures")
+        if not isinstance(architectures, list) or [type(name) for name in architectures] != [str]:
+            raise CheckpointError(f"{path / 'config.json'}: `architectures` is not a list of one name")
         self.architecture: str = architectures[0]
         self._tokenizer_config = _optional_json(path / "tokenizer_config.json")
         self._files = {name: opened for shard in self._shards() for name, opened in shard.items()}
@@ -39,30 +39,37 @@ class SafetensorsCheckpoint:
             files = [self.path / "model.safetensors"]
             if not files[0].exists():
                 pickles = sorted(self.path.glob("*.bin")) + sorted(self.path.glob("*.pt"))
-                reason = f"{pickles[0].name} is a pickle, which can run code: convert it" if pickles else "no weights"
+                reason = (
+                    f"{pickles[0].name} is a pickle, which can run code: convert it" if pickles else "no weights at all"
+                )
                 raise CheckpointError(f"{self.path}: model.safetensors is not there ({reason})")
             return [_opened(files[0])]
-        index = _json(index_path)
-        if not isinstance(index.get("weight_map"), dict):
-            raise CheckpointError(f"{index_path}: there is no `weight_map`")
-        placed: dict[str, str] = index["weight_map"]
-        shards = []
+        placed = _json(index_path).get("weight_map")
+        if not isinstance(placed, dict) or not all(isinstance(file_name, str) for file_name in placed.values()):
+            raise CheckpointError(f"{index_path}: there is no `weight_map` of tensors to files")
+        shards: dict[str, dict[str, tuple[Any, Path]]] = {}
         for file_name in sorted(set(placed.values())):
             # A shard is a file of this folder, never a path that leads elsewhere.
             if Path(file_name).name != file_name:
                 raise CheckpointError(f"{index_path}: {file_name!r} is not a file name")
-            shard = _opened(self.path / file_name)
-            expected = {name for name, shard_name in placed.items() if shard_name == file_name}
-            if difference := sorted(expected ^ shard.keys()):
-                raise CheckpointError(f"{self.path / file_name}: index and shard disagree about {difference[0]}")
-            shards.append(shard)
-        return shards
+            if not (self.path / file_name).is_file():
+                raise CheckpointError(f"{index_path}: the shard {file_name} is not there")
+            shards[file_name] = _opened(self.path / file_name)
+        for name, file_name in placed.items():
+            if name not in shards[file_name]:
+                raise CheckpointError(f"{index_path}: {name} is not in {file_name}")
+        for file_name, shard in shards.items():
+            for name in shard:
+                if placed.get(name) != file_name:
+                    elsewhere = f"lies in {placed[name]} too" if name in placed else "is not in the index"
+                    raise CheckpointError(f"{self.path / file_name}: {name} {elsewhere}")
+        return list(shards.values())
 
     @cached_property
     def chat_template(self) -> str | None:
         template = self.path / "chat_template.jinja"
         if template.exists():
-            return template.read_text("utf-8")
+            return _text(template)
         named = self._tokenizer_config.get("chat_template")
         if isinstance(named, list):
             return next((entry["template"] for entry in named if entry.get("name") == "default"), None)
@@ -88,10 +95,10 @@ class SafetensorsCheckpoint:
         return frozenset(self._files)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._files[name][0].get_slice(name).get_shape())
+        return tuple(self._place(name)[0].get_slice(name).get_shape())
 
     def read(self, name: str) -> Tensor:
-        file, path = self._files[name]
+        file, path = self._place(name)
         try:
             tensor: Tensor = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
@@ -105,6 +112,11 @@ class SafetensorsCheckpoint:
             eos_token=_token(self._tokenizer_config.get("eos_token")),
         )
 
+    def _place(self, name: str) -> tuple[Any, Path]:
+        if name not in self._files:
+            raise CheckpointError(f"{self.path}: there is no tensor {name}")
+        return self._files[name]
+
 
 def _opened(path: Path) -> dict[str, tuple[Any, Path]]:
     """The tensors of one file, by name."""
@@ -115,12 +127,19 @@ def _opened(path: Path) -> dict[str, tuple[Any, Path]]:
         raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from error
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _text(path: Path) -> str:
     try:
-        value = json.loads(path.read_text("utf-8"))
+        return path.read_text("utf-8")
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: there is no such file") from error
-    except (OSError, ValueError) as error:
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not a text: {error}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: not a JSON object")
