@@ -27,7 +27,7 @@ async def serve(settings: DecoderSettings, drain: asyncio.Event) -> None:
     )
     try:
         grpc = await start_server(
-            _services(door, metrics),
+            services_behind(door, metrics),
             host=settings.bind_host,
             port=settings.grpc_port,
             setting=setting_of(settings, "grpc_port"),
@@ -70,7 +70,8 @@ async def _serve(
         await asyncio.to_thread(door.worker.engine.stop)
 
 
-def _services(door: WorkerDoor, metrics: DecoderMetrics) -> list[Service]:
+def services_behind(door: WorkerDoor, metrics: DecoderMetrics) -> list[Service]:
+    """What the worker's gRPC port answers, apart from health and reflection."""
     return [
         Service(
             decoder_pb2.DESCRIPTOR.services_by_name["DecoderService"],

@@ -1,0 +1,231 @@
+"""The worker's services over a real connection, with a small random Llama behind them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+import small_models
+
+from janus.v1 import common_pb2, decoder_pb2, decoder_pb2_grpc, models_pb2, models_pb2_grpc, streams_pb2
+from services.common.errors import JanusError
+from services.common.grpc_server import start_server
+from services.common.metrics import DecoderMetrics
+from services.common.rpc_status import from_rpc_error
+from services.common.settings import DecoderSettings
+from services.decoder.server import services_behind
+from services.decoder.servicer import WorkerDoor
+from services.decoder.worker import DecoderWorker
+
+TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}"
+
+
+@dataclass(frozen=True)
+class House:
+    """A worker behind its door, and stubs to call it."""
+
+    door: WorkerDoor
+    metrics: DecoderMetrics
+    decoder: "decoder_pb2_grpc.DecoderServiceAsyncStub"
+    models: "models_pb2_grpc.ModelServiceAsyncStub"
+
+    def sample(self, name: str) -> float | None:
+        """A metric of the model."""
+        return self.metrics.registry.get_sample_value(f"janus_{name}", {"model": "small"})
+
+    async def generate(
+        self, prompt: str | list[int] = "w5 w9 w11", model: str = "", **options: object
+    ) -> list[streams_pb2.StreamEvent]:
+        request = decoder_pb2.GenerateRequest(model=model, options=decoder_pb2.GenerationOptions(**options))
+        if isinstance(prompt, str):
+            request.text = prompt
+        else:
+            request.token_ids.ids.extend(prompt)
+        return [response.event async for response in self.decoder.Generate(request)]
+
+    async def chat(self, *said: tuple[str, str], **options: object) -> list[streams_pb2.StreamEvent]:
+        messages = [decoder_pb2.ChatMessage(role=role, content=content) for role, content in said]
+        request = decoder_pb2.ChatRequest(messages=messages, options=decoder_pb2.GenerationOptions(**options))
+        return [response.event async for response in self.decoder.Chat(request)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = small_models.save(small_models.llama(), tmp_path_factory.mktemp("llama"))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+@pytest.fixture
+async def house(folder: Path) -> AsyncIterator[House]:
+    """A worker that serves; afterwards every block must be free."""
+    settings = DecoderSettings(
+        model=folder, model_id="small", device="cpu", dtype="float32", block_size=4, num_cache_tokens=120
+    )
+    metrics, door = DecoderMetrics(), WorkerDoor()
+    server = await start_server(services_behind(door, metrics), host="127.0.0.1", port=0, setting="X", metrics=metrics)
+    door.worker = await asyncio.to_thread(DecoderWorker.start, settings, metrics)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        decoder, models = decoder_pb2_grpc.DecoderServiceStub(channel), models_pb2_grpc.ModelServiceStub(channel)
+        made = House(door, metrics, decoder, models)
+        worker = door.worker
+        yield made
+    await server.drain(0)
+    await asyncio.to_thread(worker.engine.stop)
+    assert made.sample("kv_cache_usage_ratio") == 0
+
+
+async def refusal(call: object) -> JanusError:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call  # type: ignore[misc]
+    return from_rpc_error(refused.value)
+
+
+def token_ids(events: list[streams_pb2.StreamEvent]) -> list[int]:
+    return [token_id for event in events for token_id in event.delta.token_ids]
+
+
+def text(events: list[streams_pb2.StreamEvent]) -> str:
+    return "".join(event.delta.text for event in events)
+
+
+async def test_the_events_of_a_stream(house: House) -> None:
+    events = await house.generate(max_tokens=6, temperature=0, ignore_eos=True, seed=-3, return_prompt_token_ids=True)
+    kinds = [event.WhichOneof("event") for event in events]
+    assert kinds == ["started", *["delta"] * 6, "finished", "ended"]
+    assert [event.sequence for event in events] == list(range(len(events)))
+    started, ended = events[0].started, events[-1].ended
+    assert (started.model, started.seed) == ("small", -3)
+    assert list(started.prompt_token_ids) == [5, 9, 11]
+    assert started.stream_id
+    assert events[-2].finished.finish_reason == streams_pb2.FINISH_REASON_LENGTH
+    assert (ended.usage.prompt_tokens, ended.usage.completion_tokens, ended.usage.total_tokens) == (3, 6, 9)
+    timings = ended.timings
+    assert min(timings.prefill_ms, timings.decode_ms, timings.tokenize_ms) > 0
+    parts = timings.queue_ms + timings.prefill_ms + timings.decode_ms + timings.tokenize_ms
+    assert parts <= timings.total_ms
+
+
+async def test_text_and_token_ids_and_chat_are_one_way(house: House) -> None:
+    options = {"max_tokens": 6, "temperature": 0, "ignore_eos": True}
+    by_text = await house.generate("w5 w9 w11", **options)
+    by_ids = await house.generate([5, 9, 11], **options)
+    by_chat = await house.chat(("developer", "w5 w9"), ("user", "w11"), **options)
+    assert token_ids(by_text) == token_ids(by_ids) == token_ids(by_chat)
+    assert text(by_text) == text(by_ids) == text(by_chat)
+    assert list(by_text[0].started.prompt_token_ids) == []
+
+
+async def test_a_drawn_seed_is_told_and_repeats_the_answer(house: House) -> None:
+    first = await house.generate(max_tokens=10, temperature=1.5, ignore_eos=True)
+    seed = first[0].started.seed
+    again = await house.generate(max_tokens=10, temperature=1.5, ignore_eos=True, seed=seed)
+    other = await house.generate(max_tokens=10, temperature=1.5, ignore_eos=True, seed=seed ^ 1)
+    assert token_ids(first) == token_ids(again)
+    assert token_ids(first) != token_ids(other)
+
+
+async def test_a_stream_goes_on_from_given_tokens(house: House) -> None:
+    options = {"max_tokens": 10, "temperature": 1.0, "ignore_eos": True, "seed": 4}
+    whole = await house.generate(**options)
+    for cut in (1, 4, 9):
+        given = common_pb2.TokenIds(ids=token_ids(whole)[:cut])
+        rest = await house.generate(**options, output_token_ids=[given])
+        told_before = "".join(event.delta.text for event in whole[1 : 1 + cut])
+        assert token_ids(rest) == token_ids(whole)[cut:]
+        assert told_before + text(rest) == text(whole)
+        assert rest[-1].ended.usage == whole[-1].ended.usage
+
+
+async def test_stop_tokens_and_stop_strings(house: House) -> None:
+    options = {"max_tokens": 10, "temperature": 0, "ignore_eos": True}
+    whole = await house.generate(**options)
+    third = token_ids(whole)[2]
+    index = token_ids(whole).index(third)
+    by_token = await house.generate(**options, stop_token_ids=[third])
+    assert token_ids(by_token) == token_ids(whole)[: index + 1]
+    assert by_token[-2].finished.finish_reason == streams_pb2.FINISH_REASON_STOP
+    stop = text(whole).split()[1] + " "
+    by_string = await house.generate(**options, stop=[stop])
+    assert text(by_string) == text(whole)[: text(whole).index(stop)]
+    assert by_string[-2].finished.finish_reason == streams_pb2.FINISH_REASON_STOP
+    at_least = await house.generate(**options, stop_token_ids=[third], min_tokens=8)
+    assert len(token_ids(at_least)) >= 8
+    assert third not in token_ids(at_least)[:7]
+
+
+async def test_defaults(house: House) -> None:
+    assert len(token_ids(await house.generate(ignore_eos=True))) == 16
+    everything_left = await house.chat(("user", "w5 w9"), ignore_eos=True)
+    assert everything_left[-1].ended.usage.total_tokens == 120
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "param"),
+    [
+        ({"prompt": "w1", "model": "other"}, "model_not_found", "model"),
+        ({"prompt": ""}, "invalid_request", "prompt"),
+        ({"prompt": []}, "invalid_request", "prompt"),
+        ({"prompt": [96]}, "invalid_request", "prompt"),
+        ({"prompt": [-1]}, "invalid_request", "prompt"),
+        ({"prompt": [1] * 120}, "context_length_exceeded", "prompt"),
+        ({"prompt": [1] * 5000}, "context_length_exceeded", "prompt"),
+        ({"prompt": [1] * 110, "max_tokens": 11}, "context_length_exceeded", "max_tokens"),
+        ({"top_p": 0}, "invalid_request", "top_p"),
+        ({"temperature": float("nan")}, "invalid_request", "temperature"),
+    ],
+)
+async def test_refusals_of_completions(house: House, asked: dict[str, object], code: str, param: str) -> None:
+    error = await refusal(house.generate(**asked))
+    assert (error.code, error.param) == (code, param)
+
+
+async def test_a_prompt_that_is_too_long_is_told_both_counts(house: House) -> None:
+    error = await refusal(house.chat(("user", "w1 " * 300)))
+    assert (error.code, error.param) == ("context_length_exceeded", "messages")
+    assert "300" in error.message
+    assert "119" in error.message
+
+
+async def test_refusals_of_chat(house: House) -> None:
+    assert (await refusal(house.chat())).param == "messages"
+    assert (await refusal(house.chat(("robot", "w1")))).param == "messages[0].role"
+
+
+async def test_before_and_after_it_serves(house: House) -> None:
+    worker, house.door.worker = house.door.worker, None
+    assert (await refusal(house.generate())).code == "model_loading"
+    assert len((await house.models.ListModels(models_pb2.ListModelsRequest())).models) == 0
+    house.door.worker = worker
+    house.door.is_draining = True
+    assert (await refusal(house.generate())).code == "draining"
+    (shown,) = (await house.models.ListModels(models_pb2.ListModelsRequest())).models
+    assert shown.state == models_pb2.MODEL_STATE_DRAINING
+
+
+async def test_the_model_says_what_it_is(house: House) -> None:
+    model = (await house.models.GetModel(models_pb2.GetModelRequest(model="small"))).model
+    assert (model.id, list(model.tasks), model.max_input_tokens) == ("small", ["chat", "completions"], 120)
+    assert (model.device, model.dtype, model.kernel) == ("cpu", "float32", "portable")
+    assert model.state == models_pb2.MODEL_STATE_READY
+    assert len(model.digest) == 64
+    assert model.generation_defaults.temperature == pytest.approx(0.2)
+    error = await refusal(house.models.GetModel(models_pb2.GetModelRequest(model="other")))
+    assert (error.code, error.param) == ("model_not_found", "model")
+
+
+async def test_a_reader_that_goes_away_frees_its_blocks(house: House) -> None:
+    options = decoder_pb2.GenerationOptions(max_tokens=110, ignore_eos=True)
+    call = house.decoder.Generate(decoder_pb2.GenerateRequest(text="w5 w9", options=options))
+    await call.read()
+    assert house.sample("requests_running") == 1
+    call.cancel()
+    for _ in range(500):
+        if not house.sample("requests_running"):
+            break
+        await asyncio.sleep(0.01)
+    assert house.sample("kv_cache_usage_ratio") == 0
+    assert house.sample("prompt_tokens_total") == 2, "the prompt was computed"
+    assert (house.sample("generated_tokens_total") or 0) < 110
