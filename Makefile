@@ -8,7 +8,7 @@ TESTS ?= tests
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow test-gpu test-images check format bench proto up down clean
+.PHONY: help install serve test test-slow test-gpu test-images check format bench proto board up down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,13 +29,13 @@ serve: $(VENV)/.serve ## start encoder, decoder and gateway; ARGS="--help" lists
 test: $(VENV)/.dev ## the tests: no GPU, no network, under 15 minutes
 	$(BIN)/python -m pytest $(TESTS) -m "not slow and not gpu" --ignore=tests/performance
 
-test-slow: $(VENV)/.dev ## what takes longer
-	$(BIN)/python -m pytest $(TESTS) -m "slow and not gpu" --ignore=tests/performance
+test-slow: $(VENV)/.dev ## what takes longer, but for the images
+	$(BIN)/python -m pytest $(TESTS) -m "slow and not gpu" --ignore=tests/performance --ignore=tests/deploy/images
 
 test-gpu: $(VENV)/.dev ## what needs a CUDA device
 	$(BIN)/python -m pytest $(TESTS) -m gpu --ignore=tests/performance
 
-test-images: $(VENV)/.dev ## build the images and run the stack in a container engine that the test starts (needs root)
+test-images: $(VENV)/.dev ## build the images, run the stack in an engine of the tests' own: see deploy/docker/README.md
 	$(BIN)/python -m pytest tests/deploy/images -m "" --ignore=tests/performance
 
 check: $(VENV)/.dev ## format, lint, types, import contracts, protos and fresh stubs
@@ -58,6 +58,9 @@ proto: $(VENV)/.dev ## generate the stubs beside the .proto files
 	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy $(STUBS)/*.proto
 	$(BIN)/python -m grpc_tools.protoc -Iproto --grpc_python_out=proto --mypy_grpc_out=quiet,only_async:proto \
 	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc $$(grep -l '^service ' $(STUBS)/*.proto)
+
+board: $(VENV)/.dev ## make the Grafana board from its typed source
+	$(BIN)/python deploy/grafana/board.py
 
 up: ## build the images and start the whole stack: gateway, workers, Prometheus, Grafana
 	docker compose up --build --detach --wait
