@@ -67,6 +67,14 @@ class House:
         self.metrics = DecoderMetrics()
         self.engine = Engine(self.scheduler, runner, self.metrics, "model")
 
+    async def until(self, name: str, value: float) -> None:
+        """Waits for a metric to have a value, a few seconds at most."""
+        for _ in range(1000):
+            if self.metrics.registry.get_sample_value(f"janus_{name}", {"model": "model"}) == value:
+                return
+            await asyncio.sleep(0.005)
+        raise AssertionError(f"{name} is not {value}")
+
     def submit(
         self,
         num_prompt: int = 3,
@@ -253,18 +261,18 @@ async def test_a_failed_turn_fails_all_and_the_engine_goes_on(monkeypatch: pytes
 
 
 async def test_an_idle_engine_shows_its_cache() -> None:
-    async with house(num_blocks=64) as h:
-        await asyncio.sleep(0.05)
-        shown = {s.name: s.value for m in h.metrics.registry.collect() for s in m.samples if "state" not in s.labels}
-    assert shown["janus_kv_cache_usage_ratio"] == 0
-    assert shown["janus_requests_running"] == shown["janus_requests_waiting"] == 0
+    async with house() as h:
+        for name in ("kv_cache_usage_ratio", "requests_running", "requests_waiting", "waiting_tokens"):
+            await h.until(name, 0)
 
 
 async def test_a_reader_that_takes_nothing_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "MAX_BUFFERED_EVENTS", 20)
     async with house(num_blocks=4000) as h:
+        await h.until("requests_running", 0)
         generation = h.submit(max_tokens=10_000)
-        await asyncio.sleep(0.2)
+        await h.until("requests_running", 1)
+        await h.until("requests_running", 0)
         with pytest.raises(Cancelled, match="takes nothing"):
             await read(generation)
 
