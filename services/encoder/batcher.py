@@ -16,7 +16,7 @@ from services.common.errors import DeadlineExceeded, Internal, QueueFull
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One input: its tokens, the segment of each, which adapter and head read it (opaque here)."""
+    """One input: its tokens, the segment of each, and the head that reads it (opaque here)."""
 
     token_ids: Sequence[int]
     type_ids: Sequence[int]
@@ -79,6 +79,7 @@ class Batcher:
         self._has_work = asyncio.Event()
         self._tokens_per_second = 0.0
         self.num_waiting_tokens = 0
+        self.num_running_requests = 0
 
     @property
     def num_waiting_requests(self) -> int:
@@ -127,6 +128,9 @@ class Batcher:
         budget = self._max_batch_tokens
         while self._turns:
             request = self._turns[0]
+            if request.answer.done():  # cancelled a moment ago, and not yet gone
+                self._leave(request)
+                continue
             item = request.items[request.num_taken]
             if batch and item.num_tokens > budget:
                 break
@@ -141,18 +145,23 @@ class Batcher:
 
     async def _run_batch(self, batch: list[tuple[_Request, int]]) -> None:
         items = [request.items[index] for request, index in batch]
+        requests = list(dict.fromkeys(request for request, _ in batch))
         self._observe(items)
+        self.num_running_requests = len(requests)
         started = time.monotonic()
         try:
             outputs = await self._execute(items)
         except Exception as error:
-            for request in {id(request): request for request, _ in batch}.values():
+            for request in requests:
                 self._fail(request, Internal("the model's pass failed"), cause=error)
             return
+        finally:
+            self.num_running_requests = 0
         seconds = time.monotonic() - started
         self._tokens_per_second = sum(item.num_tokens for item in items) / max(seconds, 1e-6)
         for (request, index), output in zip(batch, outputs, strict=True):
             request.results[index] = Result(output, started - request.submitted, seconds)
+        for request in requests:
             if len(request.results) == len(request.items) and not request.answer.done():
                 request.answer.set_result([request.results[i] for i in range(len(request.items))])
 

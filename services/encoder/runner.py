@@ -1,45 +1,42 @@
 """A batch to tensors and back: the only file of this worker that knows torch and the model.
 
-One encoder and everything that reads it: pooled vectors, the checkpoint's own classifier, an adapter and a head a task.
+One encoder and everything that reads it: pooled vectors, the checkpoint's own classifier, adapters with a head each.
 All of them share a packed pass; a row's adapter is part of the batch.
 """
 
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from model.adapters import Adapter, attach
 from model.checkpoints.checkpoint import Checkpoint
 from model.checkpoints.registry import load, open_checkpoint
 from model.device import resolve_device
 from model.encoder import EncoderModel
-from model.errors import CheckpointError, DeviceError, ModelError
+from model.errors import CheckpointError, ModelError
 from model.heads import Pooling, SequenceClassifier
 from model.metadata import AttentionMetadata
-from model.tokenizer import Encoding
 from services.common.settings import ConfigurationError, EncoderSettings, setting_of
 from services.encoder.batcher import Item
-from services.encoder.tasks.classify import Labels
+from services.encoder.tasks.inputs import Tokens
+from services.encoder.tasks.labels import Labels
+from services.encoder.tasks.pooling import UnknownPooling, pooling_mode
+from services.encoder.tasks.task import Head
 
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One model id: what reads the shared encoder, through which adapter (0: none)."""
+    """One model id and a head for each of its tasks."""
 
     model_id: str
     parent: str
-    task: Literal["classify", "embeddings"]
-    adapter: int
-    head: nn.Module
-    labels: Labels | None
+    heads: Mapping[str, Head]
 
 
 class Runner:
@@ -52,20 +49,19 @@ class Runner:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         started = time.perf_counter()
-        try:
+        with _blaming(settings, "device"):
             self._device = resolve_device(settings.device)
+        with _blaming(settings, "model"):
             checkpoint = open_checkpoint(settings.model)
             self._tokenizer = checkpoint.tokenizer()
             model = load(checkpoint, device=self._device, dtype=_DTYPES[settings.dtype])
-            self.digest = checkpoint.digest
             if not isinstance(model, EncoderModel):
                 raise CheckpointError(f"{settings.model} is a {checkpoint.architecture}, not an encoder")
-            self._model = model
-            self.models = _served(settings, checkpoint, model)
-        except DeviceError as error:
-            raise ConfigurationError(f"{setting_of(settings, 'device')}: {error}") from error
-        except ModelError as error:
-            raise ConfigurationError(f"{setting_of(settings, 'model')}: {error}") from error
+            base = ServedModel(settings.model_id, "", _own_heads(checkpoint, model))
+        with _blaming(settings, "adapters_dir"):
+            self.models = [base, *_adapted(settings.adapters_dir, base, model)]
+        self._model = model
+        self.digest = checkpoint.digest
         self.max_input_tokens: int = model.config.max_positions
         self.vocabulary_size: int = model.config.vocabulary_size
         self.width: int = model.config.width
@@ -84,20 +80,15 @@ class Runner:
     def kernel(self) -> str:
         return self._model.encoder.kernel_name
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
-        return self._tokenizer.encode_batch(texts)
+    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
+        return [Tokens(one.ids, one.type_ids) for one in self._tokenizer.encode_batch(texts)]
 
-    def truncated(self, tokens: Any) -> Encoding:
+    def truncated(self, tokens: Tokens) -> Tokens:
         """The first tokens of an input that is too long; a last special token, such as [SEP], stays last."""
-        mask = tokens.special_mask if isinstance(tokens, Encoding) else [0] * len(tokens.ids)
-        num_closing = 1 if mask[-1] else 0
-        kept = [*range(self.max_input_tokens - num_closing), *([len(tokens.ids) - 1] * num_closing)]
-        return Encoding(
-            ids=[tokens.ids[i] for i in kept],
-            offsets=[],
-            type_ids=[tokens.type_ids[i] for i in kept],
-            special_mask=[mask[i] for i in kept],
-        )
+        num_closing = int(tokens.ids[-1] in self._tokenizer.special_ids)
+        kept = slice(self.max_input_tokens - num_closing)
+        last = slice(len(tokens.ids) - num_closing, None)
+        return Tokens(tokens.ids[kept] + tokens.ids[last], tokens.type_ids[kept] + tokens.type_ids[last])
 
     @torch.inference_mode()
     def execute(self, items: Sequence[Item]) -> list[list[float]]:
@@ -109,59 +100,52 @@ class Runner:
         )
         hidden_TD = self._model.encoder(token_ids_T, token_types_T, metadata)
         outputs: list[list[float]] = [[] for _ in items]
-        heads = {id(item.head): item.head for item in items}
-        for head in heads.values():
-            answers: list[list[float]] = head.head(hidden_TD, metadata).tolist()
-            for index, item in enumerate(items):
-                if item.head is head:
-                    outputs[index] = answers[index]
+        for head in dict.fromkeys(item.head for item in items):
+            rows = [row for row, item in enumerate(items) if item.head is head]
+            answers: list[list[float]] = head.module(hidden_TD, metadata)[rows].tolist()
+            for row, answer in zip(rows, answers, strict=True):
+                outputs[row] = answer
         return outputs
 
     def _warm_up(self) -> float:
-        """A pass for every model, so that the first request does not pay for first calls."""
+        """A pass for every head, so that the first request does not pay for first calls."""
         started = time.perf_counter()
         ids = [0] * min(16, self.max_input_tokens)
-        self.execute([Item(ids, [0] * len(ids), model) for model in self.models])
+        heads = [head for model in self.models for head in model.heads.values()]
+        self.execute([Item(ids, [0] * len(ids), head) for head in heads])
         return time.perf_counter() - started
 
 
-def _served(settings: EncoderSettings, checkpoint: Checkpoint, model: EncoderModel) -> list[ServedModel]:
-    """The checkpoint under its own id, as a classifier if it is one and as vectors if not, and each adapter."""
-    base = settings.model_id
+@contextmanager
+def _blaming(settings: EncoderSettings, field: str) -> Iterator[None]:
+    """Raises: ConfigurationError in one line with the setting, for whatever the model refuses."""
+    try:
+        yield
+    except (ModelError, UnknownPooling) as error:
+        cause = " ".join(str(error).split())
+        raise ConfigurationError(f"{setting_of(settings, field)}: {cause}") from error
+
+
+def _own_heads(checkpoint: Checkpoint, model: EncoderModel) -> dict[str, Head]:
+    """Vectors from every encoder, and labels where the checkpoint has a classifier."""
+    heads = {"embeddings": Head(Pooling(pooling_mode(checkpoint.path), is_normalized=True))}
     if isinstance(model.head, SequenceClassifier):
         names = checkpoint.config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(model.config.num_labels)}
         ordered = [names[key] for key in sorted(names, key=int)]
-        labels = Labels.of(ordered, checkpoint.config.get("problem_type"))
-        return [ServedModel(base, "", "classify", 0, model.head, labels)]
-    served = [ServedModel(base, "", "embeddings", 0, _pooling(checkpoint.path), None)]
-    adapters = _adapters(settings.adapters_dir)
-    for number, (adapter, head) in enumerate(zip(adapters, attach(model, adapters), strict=True), start=1):
-        served.append(ServedModel(adapter.name, base, "classify", number, head, Labels.of(adapter.labels, None)))
-    return served
+        heads["classify"] = Head(model.head, labels=Labels.of(ordered, checkpoint.config.get("problem_type")))
+    return heads
 
 
-def _adapters(folder: Path | None) -> list[Adapter]:
+def _adapted(folder: Path | None, base: ServedModel, model: EncoderModel) -> Iterator[ServedModel]:
+    """Mutates: `model`, which gets all adapters. Raises: CheckpointError."""
     if folder is None:
-        return []
-    return [Adapter.load(path.parent) for path in sorted(folder.glob("*/adapter.json"))]
-
-
-def _pooling(folder: Path) -> Pooling:
-    """As the sentence-transformers files say; without them the mean, of length 1.
-
-    Raises: CheckpointError for a kind of pooling that is not served.
-    """
-    path = folder / "1_Pooling" / "config.json"
-    if not path.exists():
-        return Pooling("mean", is_normalized=True)
-    try:
-        config = json.loads(path.read_text("utf-8"))
-        modes = {key.removeprefix("pooling_mode_") for key, value in config.items() if value is True}
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a pooling config: {error}") from error
-    modes.discard("include_prompt")
-    if modes == {"mean_tokens"}:
-        return Pooling("mean", is_normalized=True)
-    if modes == {"cls_token"}:
-        return Pooling("cls", is_normalized=True)
-    raise CheckpointError(f"{path}: pooling by {', '.join(sorted(modes)) or 'nothing'} is not served")
+        return
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: there is no such folder")
+    adapters = [Adapter.load(path.parent) for path in sorted(folder.glob("*/adapter.json"))]
+    names = [base.model_id, *(adapter.name for adapter in adapters)]
+    if len(set(names)) < len(names):
+        raise CheckpointError(f"{folder}: two models of one name among {', '.join(names)}")
+    for number, (adapter, module) in enumerate(zip(adapters, attach(model, adapters), strict=True), start=1):
+        head = Head(module, number, Labels.of(adapter.labels, problem_type=None))
+        yield ServedModel(adapter.name, base.model_id, {"classify": head})

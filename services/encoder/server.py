@@ -61,7 +61,9 @@ async def _serve(
                 load_seconds=round(runner.load_seconds, 2),
             )
             await grpc.set_serving()
-            await asked
+            await asyncio.wait((asked, batching), return_when=asyncio.FIRST_COMPLETED)
+            if batching.done():
+                batching.result()  # it never returns: without it no request would ever be answered
         _log.info("draining")
         door.is_draining = True
     finally:

@@ -2,27 +2,27 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
 from janus.v1 import common_pb2, encoder_pb2, encoder_pb2_grpc, models_pb2, models_pb2_grpc
-from services.common.errors import Draining, InvalidRequest, ModelLoading
+from services.common.errors import Draining, ModelLoading, ModelNotFound
 from services.common.logging import describe_request, request_id
 from services.common.metrics import EncoderMetrics
 from services.encoder.batcher import Result
-from services.encoder.runner import ServedModel
-from services.encoder.tasks.classify import Function, check_top_k, scored
-from services.encoder.tasks.embed import check_dimensions, given_tokens, shortened
-from services.encoder.tasks.inputs import EncodedInputs, encode_texts, fit
+from services.encoder.tasks.classify import ClassifyText
+from services.encoder.tasks.embed import EmbedText
+from services.encoder.tasks.inputs import EncodedInputs
+from services.encoder.tasks.task import Task
 from services.encoder.worker import EncoderWorker
 
 Context = grpc.aio.ServicerContext[Any, Any]
-_FUNCTIONS: dict[int, Function] = {
-    encoder_pb2.FUNCTION_TO_APPLY_NONE: "none",
-    encoder_pb2.FUNCTION_TO_APPLY_SIGMOID: "sigmoid",
-    encoder_pb2.FUNCTION_TO_APPLY_SOFTMAX: "softmax",
-}
+Request = TypeVar("Request", encoder_pb2.ClassifyTextRequest, encoder_pb2.EmbedTextRequest)
+AnyResponse: TypeAlias = encoder_pb2.ClassifyTextResponse | encoder_pb2.EmbedTextResponse
+Response = TypeVar("Response", bound=AnyResponse)
+_CLASSIFY = ClassifyText()
+_EMBED = EmbedText()
 
 
 class WorkerDoor:
@@ -41,7 +41,7 @@ class WorkerDoor:
 
 
 class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
-    """Each method: choose the model, encode, compute, decode."""
+    """Each method is a task."""
 
     def __init__(self, door: WorkerDoor, metrics: EncoderMetrics) -> None:
         self._door = door
@@ -50,97 +50,36 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
     async def ClassifyText(
         self, request: encoder_pb2.ClassifyTextRequest, context: Context
     ) -> encoder_pb2.ClassifyTextResponse:
-        worker, job = self._begin(request.model, "classify", context)
-        parameters = request.parameters
-        top_k = parameters.top_k if parameters.HasField("top_k") else None
-        check_top_k(top_k)
-        inputs = await encode_texts(
-            worker.runner, request.inputs, job.model, param="inputs", may_truncate=request.truncate
-        )
-        results = await job.compute(inputs)
-        labels = job.model.labels
-        assert labels is not None
-        function = _FUNCTIONS.get(parameters.function_to_apply)
-        return encoder_pb2.ClassifyTextResponse(
-            id=request_id(),
-            model=job.model.model_id,
-            created_unix_seconds=int(time.time()),
-            results=[
-                encoder_pb2.TextClassification(
-                    labels=[
-                        encoder_pb2.LabelScore(label=label, score=score)
-                        for label, score in scored(result.output, labels, function=function, top_k=top_k)
-                    ]
-                )
-                for result in results
-            ],
-            usage=job.usage(inputs),
-            metrics=job.timings(results),
-        )
+        return await self._answer(_CLASSIFY, request, context)
 
     async def EmbedText(self, request: encoder_pb2.EmbedTextRequest, context: Context) -> encoder_pb2.EmbedTextResponse:
-        worker, job = self._begin(request.model, "embeddings", context)
-        dimensions = request.dimensions if request.HasField("dimensions") else None
-        check_dimensions(dimensions, worker.runner.width)
-        inputs = await _embed_inputs(worker, request, job.model)
-        results = await job.compute(inputs)
-        return encoder_pb2.EmbedTextResponse(
-            id=request_id(),
-            model=job.model.model_id,
-            created_unix_seconds=int(time.time()),
-            embeddings=[encoder_pb2.Embedding(values=shortened(result.output, dimensions)) for result in results],
-            usage=job.usage(inputs),
-            metrics=job.timings(results),
-        )
+        return await self._answer(_EMBED, request, context)
 
-    def _begin(self, model_name: str, task: str, context: Context) -> "tuple[EncoderWorker, _Job]":
+    async def _answer(self, task: Task[Request, Response], request: Request, context: Context) -> Response:
+        """Choose the model, encode, compute, decode."""
+        started = time.perf_counter()
         worker = self._door.open()
-        model = worker.model_for(model_name, task)
+        model = worker.model_for(request.model, task.name)
         describe_request(model=model.model_id)
-        return worker, _Job(worker, model, task, self._metrics, context)
+        head = model.heads[task.name]
+        inputs = await task.encode(request, head, worker.runner)
+        tokenize_seconds = time.perf_counter() - started
+        results = await worker.batcher.submit(inputs.items, deadline=_deadline(context))
+        response = task.decode(request, head, [result.output for result in results])
+        response.id = request_id()
+        response.model = model.model_id
+        response.created_unix_seconds = int(time.time())
+        response.usage.CopyFrom(_usage(inputs))
+        response.metrics.CopyFrom(_timings(results, tokenize_seconds, time.perf_counter() - started))
+        self._observe(task.name, model.model_id, response)
+        return response
 
-
-class _Job:
-    """One request's way through the batcher, and its clock."""
-
-    def __init__(
-        self, worker: EncoderWorker, model: ServedModel, task: str, metrics: EncoderMetrics, context: Context
-    ) -> None:
-        self.model = model
-        self._worker = worker
-        self._labels = (task, model.model_id)
-        self._metrics = metrics
-        self._context = context
-        self._started = time.perf_counter()
-        self._encoded = self._started
-
-    async def compute(self, inputs: EncodedInputs) -> list[Result]:
-        """Raises: what the batcher raises."""
-        self._encoded = time.perf_counter()
-        remaining: float | None = self._context.time_remaining()
-        deadline = None if remaining is None else time.monotonic() + remaining
-        return await self._worker.compute(inputs.items, deadline)
-
-    def usage(self, inputs: EncodedInputs) -> common_pb2.Usage:
-        self._metrics.prompt_tokens_total.labels(self.model.model_id).inc(inputs.num_tokens)
-        return common_pb2.Usage(
-            prompt_tokens=inputs.num_tokens, total_tokens=inputs.num_tokens, truncated=inputs.is_truncated
-        )
-
-    def timings(self, results: Sequence[Result]) -> common_pb2.Timings:
-        """Of several inputs, the longest wait and the longest pass."""
-        queue_seconds = max(result.queue_seconds for result in results)
-        inference_seconds = max(result.inference_seconds for result in results)
-        tokenize_seconds = self._encoded - self._started
-        self._metrics.queue_duration_seconds.labels(*self._labels).observe(queue_seconds)
-        self._metrics.tokenize_duration_seconds.labels(*self._labels).observe(tokenize_seconds)
-        self._metrics.inference_duration_seconds.labels(*self._labels).observe(inference_seconds)
-        return common_pb2.Timings(
-            queue_ms=queue_seconds * 1000,
-            tokenize_ms=tokenize_seconds * 1000,
-            inference_ms=inference_seconds * 1000,
-            total_ms=(time.perf_counter() - self._started) * 1000,
-        )
+    def _observe(self, task: str, model_id: str, response: AnyResponse) -> None:
+        timings = response.metrics
+        self._metrics.queue_duration_seconds.labels(task, model_id).observe(timings.queue_ms / 1000)
+        self._metrics.tokenize_duration_seconds.labels(task, model_id).observe(timings.tokenize_ms / 1000)
+        self._metrics.inference_duration_seconds.labels(task, model_id).observe(timings.inference_ms / 1000)
+        self._metrics.prompt_tokens_total.labels(model_id).inc(response.usage.prompt_tokens)
 
 
 class ModelServicer(models_pb2_grpc.ModelServiceServicer):
@@ -155,11 +94,11 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
         return models_pb2.ListModelsResponse(models=self._described())
 
     async def GetModel(self, request: models_pb2.GetModelRequest, context: Context) -> models_pb2.GetModelResponse:
-        worker = self._door.open()
-        described = {model.id: model for model in self._described()}
-        if request.model not in described:
-            worker.model_for(request.model, "")
-        return models_pb2.GetModelResponse(model=described[request.model])
+        self._door.open()
+        for model in self._described():
+            if model.id == request.model:
+                return models_pb2.GetModelResponse(model=model)
+        raise ModelNotFound(f"there is no model {request.model!r} here", param="model")
 
     def _described(self) -> list[models_pb2.Model]:
         worker = self._door.worker
@@ -168,16 +107,23 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
         return [worker.describe(model, is_draining=self._door.is_draining) for model in worker.runner.models]
 
 
-async def _embed_inputs(
-    worker: EncoderWorker, request: encoder_pb2.EmbedTextRequest, model: ServedModel
-) -> EncodedInputs:
-    """Texts or token ids, not both in one request."""
-    kinds = {one.WhichOneof("content") for one in request.input}
-    if kinds <= {"text"}:
-        texts = [one.text for one in request.input]
-        return await encode_texts(worker.runner, texts, model, param="input", may_truncate=request.truncate)
-    if kinds != {"tokens"}:
-        raise InvalidRequest("input has both texts and tokens", param="input")
-    size = worker.runner.vocabulary_size
-    tokens = [given_tokens(one.tokens.ids, index, size) for index, one in enumerate(request.input)]
-    return fit(worker.runner, tokens, model, param="input", may_truncate=request.truncate)
+def _deadline(context: Context) -> float | None:
+    """When the caller stops waiting, in monotonic seconds."""
+    remaining: float | None = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
+
+
+def _usage(inputs: EncodedInputs) -> common_pb2.Usage:
+    return common_pb2.Usage(
+        prompt_tokens=inputs.num_tokens, total_tokens=inputs.num_tokens, truncated=inputs.is_truncated
+    )
+
+
+def _timings(results: Sequence[Result], tokenize_seconds: float, total_seconds: float) -> common_pb2.Timings:
+    """Of several inputs, the longest wait and the longest pass."""
+    return common_pb2.Timings(
+        queue_ms=1000 * max(result.queue_seconds for result in results),
+        tokenize_ms=1000 * tokenize_seconds,
+        inference_ms=1000 * max(result.inference_seconds for result in results),
+        total_ms=1000 * total_seconds,
+    )

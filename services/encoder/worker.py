@@ -10,7 +10,7 @@ from services.common.errors import ModelNotFound, TaskNotSupported
 from services.common.logging import get_logger
 from services.common.metrics import EncoderMetrics
 from services.common.settings import EncoderSettings
-from services.encoder.batcher import Batcher, Item, Result
+from services.encoder.batcher import Batcher, Item
 from services.encoder.runner import Runner, ServedModel
 
 # A queue in tokens: what the waiting requests may hold together, in batches.
@@ -26,8 +26,6 @@ class EncoderWorker:
     batcher: Batcher
     thread: ThreadPoolExecutor
     created_unix_seconds: int
-    metrics: EncoderMetrics
-    base_id: str
 
     @classmethod
     def make(cls, runner: Runner, settings: EncoderSettings, metrics: EncoderMetrics) -> "EncoderWorker":
@@ -55,21 +53,13 @@ class EncoderWorker:
         )
         metrics.requests_waiting.labels(base_id).set_function(lambda: batcher.num_waiting_requests)
         metrics.waiting_tokens.labels(base_id).set_function(lambda: batcher.num_waiting_tokens)
+        metrics.requests_running.labels(base_id).set_function(lambda: batcher.num_running_requests)
         metrics.set_build(device=runner.device, kernel=runner.kernel, dtype=runner.dtype)
         metrics.startup_phase_seconds.labels("load").set(runner.load_seconds)
         metrics.startup_phase_seconds.labels("warm_up").set(runner.warm_up_seconds)
         for model in runner.models:
             metrics.model_info.labels(model.model_id, runner.digest, runner.dtype).set(1)
-        return cls(runner, batcher, thread, int(time.time()), metrics, base_id)
-
-    async def compute(self, items: list[Item], deadline: float | None) -> list[Result]:
-        """Raises: what the batcher raises."""
-        running = self.metrics.requests_running.labels(self.base_id)
-        running.inc()
-        try:
-            return await self.batcher.submit(items, deadline=deadline)
-        finally:
-            running.dec()
+        return cls(runner, batcher, thread, int(time.time()))
 
     def model_for(self, name: str, task: str) -> ServedModel:
         """The model of a request; without a name the task's default.
@@ -79,7 +69,7 @@ class EncoderWorker:
         known = [model for model in self.runner.models if not name or model.model_id == name]
         if not known:
             raise ModelNotFound(f"there is no model {name!r} here", param="model")
-        able = [model for model in known if model.task == task]
+        able = [model for model in known if task in model.heads]
         if not able:
             what = f"the model {name!r} has" if name else "the models here have"
             raise TaskNotSupported(f"{what} no task {task!r}", param="model")
@@ -87,14 +77,15 @@ class EncoderWorker:
 
     def describe(self, model: ServedModel, *, is_draining: bool) -> models_pb2.Model:
         """What the model list says of it."""
-        is_default = self.model_for("", model.task) is model
+        tasks = list(model.heads)
+        labels = [head.labels.names for head in model.heads.values() if head.labels is not None]
         return models_pb2.Model(
             id=model.model_id,
             parent=model.parent,
             created_unix_seconds=self.created_unix_seconds,
-            tasks=[model.task],
-            default_tasks=[model.task] if is_default else [],
-            labels=model.labels.names if model.labels else (),
+            tasks=tasks,
+            default_tasks=[task for task in tasks if self.model_for("", task) is model],
+            labels=labels[0] if labels else (),
             max_input_tokens=self.runner.max_input_tokens,
             dtype=self.runner.dtype,
             device=self.runner.device,

@@ -1,1 +1,1 @@
-"""The tasks: each is encode (texts to items), a head that the runner applies, decode (outputs to answers)."""
+"""The tasks, a file each: encode (a request to items), a head that the runner applies, decode (outputs to answers)."""

@@ -1,63 +1,50 @@
-"""Text classification: scores of a head's labels, best first, as the reference pipeline computes them."""
+"""Text classification: every label of the head with its score, best first."""
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Mapping, Sequence
 
+from janus.v1 import encoder_pb2
 from services.common.errors import InvalidRequest
+from services.encoder.tasks.inputs import EncodedInputs, TextEncoder, encode_texts, fit
+from services.encoder.tasks.labels import Function
+from services.encoder.tasks.task import Head
 
-Function: TypeAlias = Literal["none", "sigmoid", "softmax"]
-
-
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """A head's labels in order, and how its scores become answers when a request does not say."""
-
-    names: tuple[str, ...]
-    function: Function
-
-    @classmethod
-    def of(cls, names: Sequence[str], problem_type: str | None) -> "Labels":
-        """As transformers' pipeline decides: the problem type first, then the number of labels."""
-        if problem_type == "regression":
-            function: Function = "none"
-        elif problem_type == "multi_label_classification" or len(names) == 1:
-            function = "sigmoid"
-        else:
-            function = "softmax"
-        return cls(tuple(names), function)
-
-
-def scored(
-    logits: Sequence[float], labels: Labels, *, function: Function | None, top_k: int | None
-) -> list[tuple[str, float]]:
-    """(label, score), best first. Raises: InvalidRequest for a `top_k` below 1."""
-    check_top_k(top_k)
-    scores = _FUNCTIONS[function or labels.function](logits)
-    ranked = sorted(zip(labels.names, scores, strict=True), key=lambda pair: -pair[1])
-    return ranked[:top_k]
-
-
-def check_top_k(top_k: int | None) -> None:
-    if top_k is not None and top_k < 1:
-        raise InvalidRequest("parameters.top_k must be at least 1", param="parameters.top_k")
-
-
-def _softmax(logits: Sequence[float]) -> list[float]:
-    best = max(logits)
-    weights = [math.exp(x - best) for x in logits]
-    total = sum(weights)
-    return [weight / total for weight in weights]
-
-
-def _sigmoid(logits: Sequence[float]) -> list[float]:
-    # Of two equal forms, the one that can't overflow.
-    return [1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x)) for x in logits]
-
-
-_FUNCTIONS: dict[Function, Callable[[Sequence[float]], list[float]]] = {
-    "none": list,
-    "sigmoid": _sigmoid,
-    "softmax": _softmax,
+_FUNCTIONS: Mapping[int, Function | None] = {
+    encoder_pb2.FUNCTION_TO_APPLY_UNSPECIFIED: None,
+    encoder_pb2.FUNCTION_TO_APPLY_NONE: "none",
+    encoder_pb2.FUNCTION_TO_APPLY_SIGMOID: "sigmoid",
+    encoder_pb2.FUNCTION_TO_APPLY_SOFTMAX: "softmax",
 }
+
+
+class ClassifyText:
+    """A score a label for each text."""
+
+    name = "classify"
+
+    async def encode(self, request: encoder_pb2.ClassifyTextRequest, head: Head, encoder: TextEncoder) -> EncodedInputs:
+        parameters = request.parameters
+        if parameters.HasField("top_k") and parameters.top_k < 1:
+            raise InvalidRequest("parameters.top_k must be at least 1", param="parameters.top_k")
+        if parameters.function_to_apply not in _FUNCTIONS:
+            raise InvalidRequest(
+                f"parameters.function_to_apply has no value {parameters.function_to_apply}",
+                param="parameters.function_to_apply",
+            )
+        tokens = await encode_texts(encoder, request.inputs, param="inputs")
+        return fit(encoder, tokens, head, param="inputs", may_truncate=request.truncate)
+
+    def decode(
+        self, request: encoder_pb2.ClassifyTextRequest, head: Head, outputs: Sequence[Sequence[float]]
+    ) -> encoder_pb2.ClassifyTextResponse:
+        assert head.labels is not None
+        function = _FUNCTIONS[request.parameters.function_to_apply]
+        top_k = request.parameters.top_k if request.parameters.HasField("top_k") else None
+        ranked = [head.labels.ranked(logits, function)[:top_k] for logits in outputs]
+        return encoder_pb2.ClassifyTextResponse(
+            results=[
+                encoder_pb2.TextClassification(
+                    labels=[encoder_pb2.LabelScore(label=label, score=score) for label, score in one]
+                )
+                for one in ranked
+            ]
+        )

@@ -3,29 +3,28 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from services.common.errors import ContextLengthExceeded, InvalidRequest
 from services.encoder.batcher import Item
 
 
-class Tokens(Protocol):
-    """Token ids and the segment of each."""
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One input: token ids and the segment of each."""
 
-    @property
-    def ids(self) -> list[int]: ...
-
-    @property
-    def type_ids(self) -> list[int]: ...
+    ids: list[int]
+    type_ids: list[int]
 
 
 class TextEncoder(Protocol):
-    """The part of the runner that knows the vocabulary."""
+    """The part of the runner that knows the vocabulary and the model's sizes."""
 
     max_input_tokens: int
     vocabulary_size: int
+    width: int
 
-    def encode_batch(self, texts: Sequence[str]) -> Sequence[Tokens]: ...
+    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]: ...
 
     def truncated(self, tokens: Tokens) -> Tokens:
         """Cut to the longest input, special tokens kept."""
@@ -44,20 +43,19 @@ class EncodedInputs:
         return sum(item.num_tokens for item in self.items)
 
 
-async def encode_texts(
-    encoder: TextEncoder, texts: Sequence[str], head: Any, *, param: str, may_truncate: bool
-) -> EncodedInputs:
-    """Raises: InvalidRequest for no text or an empty one; ContextLengthExceeded with both counts."""
+async def encode_texts(encoder: TextEncoder, texts: Sequence[str], *, param: str) -> list[Tokens]:
+    """Raises: InvalidRequest for no text or an empty one."""
     if not texts:
         raise InvalidRequest(f"{param} is empty", param=param)
     for index, text in enumerate(texts):
         if not text:
             raise InvalidRequest(f"{param}[{index}] is an empty text", param=param)
-    tokens = await asyncio.to_thread(encoder.encode_batch, texts)
-    return fit(encoder, tokens, head, param=param, may_truncate=may_truncate)
+    return await asyncio.to_thread(encoder.encode_batch, texts)
 
 
-def fit(encoder: TextEncoder, tokens: Sequence[Tokens], head: Any, *, param: str, may_truncate: bool) -> EncodedInputs:
+def fit(
+    encoder: TextEncoder, tokens: Sequence[Tokens], head: object, *, param: str, may_truncate: bool
+) -> EncodedInputs:
     """Raises: ContextLengthExceeded with both counts, unless cutting is allowed."""
     items, is_truncated = [], False
     for index, one in enumerate(tokens):

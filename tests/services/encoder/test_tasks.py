@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pytest
 
+from janus.v1 import common_pb2, encoder_pb2
 from services.common.errors import ContextLengthExceeded, InvalidRequest
-from services.encoder.tasks.classify import Labels, scored
-from services.encoder.tasks.embed import check_dimensions, given_tokens, shortened
-from services.encoder.tasks.inputs import encode_texts
+from services.encoder.tasks.classify import ClassifyText
+from services.encoder.tasks.embed import EmbedText
+from services.encoder.tasks.inputs import Tokens
+from services.encoder.tasks.labels import Labels
+from services.encoder.tasks.task import Head
+
+HEAD = Head(None, labels=Labels(("a", "b", "c"), "none"))
 
 
 @pytest.mark.parametrize(
@@ -26,72 +30,100 @@ def test_how_scores_become_answers(names: list[str], problem_type: str | None, f
     assert Labels.of(names, problem_type).function == function
 
 
+def classify(*inputs: str, truncate: bool = False, **parameters: int) -> encoder_pb2.ClassifyTextRequest:
+    chosen = encoder_pb2.ClassifyTextParameters(**parameters)
+    return encoder_pb2.ClassifyTextRequest(inputs=inputs, parameters=chosen, truncate=truncate)
+
+
+def embed(*inputs: str | list[int], **options: int) -> encoder_pb2.EmbedTextRequest:
+    def one(given: str | list[int]) -> encoder_pb2.EmbedTextInput:
+        if isinstance(given, str):
+            return encoder_pb2.EmbedTextInput(text=given)
+        return encoder_pb2.EmbedTextInput(tokens=common_pb2.TokenIds(ids=given))
+
+    return encoder_pb2.EmbedTextRequest(input=[one(given) for given in inputs], **options)
+
+
 def test_best_first_and_top_k() -> None:
-    labels = Labels(("a", "b", "c"), "none")
-    assert scored([1.0, 3.0, 2.0], labels, function=None, top_k=None) == [("b", 3.0), ("c", 2.0), ("a", 1.0)]
-    assert scored([1.0, 3.0, 2.0], labels, function=None, top_k=1) == [("b", 3.0)]
-    assert len(scored([1.0, 3.0, 2.0], labels, function=None, top_k=9)) == 3
-    with pytest.raises(InvalidRequest):
-        scored([1.0, 3.0, 2.0], labels, function=None, top_k=0)
+    def told(**parameters: int) -> list[tuple[str, float]]:
+        [result] = ClassifyText().decode(classify("x", **parameters), HEAD, [[1.0, 3.0, 2.0]]).results
+        return [(one.label, one.score) for one in result.labels]
+
+    assert told() == [("b", 3.0), ("c", 2.0), ("a", 1.0)]
+    assert told(top_k=1) == [("b", 3.0)]
+    assert len(told(top_k=9)) == 3
+    assert told(function_to_apply=encoder_pb2.FUNCTION_TO_APPLY_SOFTMAX)[0] == ("b", pytest.approx(0.6652409))
 
 
 def test_functions_do_not_overflow() -> None:
     labels = Labels(("a", "b"), "softmax")
-    assert scored([1000.0, -1000.0], labels, function=None, top_k=None) == [("a", 1.0), ("b", 0.0)]
-    assert scored([1000.0, -1000.0], labels, function="sigmoid", top_k=None) == [("a", 1.0), ("b", 0.0)]
-    softmax = scored([0.0, math.log(3)], labels, function="softmax", top_k=None)
-    assert softmax == [("b", pytest.approx(0.75)), ("a", pytest.approx(0.25))]
+    assert labels.ranked([1000.0, -1000.0]) == [("a", 1.0), ("b", 0.0)]
+    assert labels.ranked([1000.0, -1000.0], "sigmoid") == [("a", 1.0), ("b", 0.0)]
+    assert labels.ranked([0.0, math.log(3)]) == [("b", pytest.approx(0.75)), ("a", pytest.approx(0.25))]
 
 
 def test_a_shorter_vector_has_length_one_again() -> None:
-    vector = [0.6, 0.0, 0.8]
-    assert shortened(vector, None) is vector
-    assert shortened(vector, 3) is vector
-    assert shortened(vector, 1) == [1.0]
-    assert shortened([0.0, 1.0], 1) == [0.0]
-    for wrong in (0, -1, 4):
-        with pytest.raises(InvalidRequest) as refused:
-            check_dimensions(wrong, 3)
-        assert refused.value.param == "dimensions"
+    def vectors(**options: int) -> list[list[float]]:
+        answer = EmbedText().decode(embed("x", **options), HEAD, [[0.6, 0.0, 0.8], [0.0, 1.0, 0.0]])
+        return [list(one.values) for one in answer.embeddings]
 
-
-def test_given_tokens_are_of_the_vocabulary() -> None:
-    assert given_tokens([1, 2], 0, 3).ids == [1, 2]
-    for wrong in ([], [3], [-1]):
-        with pytest.raises(InvalidRequest) as refused:
-            given_tokens(wrong, 0, 3)
-        assert refused.value.param == "input"
-
-
-@dataclass(frozen=True)
-class Words:
-    ids: list[int]
-    type_ids: list[int]
+    assert vectors() == [pytest.approx([0.6, 0.0, 0.8]), [0.0, 1.0, 0.0]]
+    assert vectors(dimensions=3) == vectors()
+    assert vectors(dimensions=1) == [[1.0], [0.0]]
 
 
 class WordEncoder:
-    """A token a word."""
+    """A token a word, at most 5."""
 
     max_input_tokens = 5
     vocabulary_size = 100
+    width = 3
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Words]:
-        return [Words([1] * len(text.split()), [0] * len(text.split())) for text in texts]
+    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
+        return [Tokens([1] * len(text.split()), [0] * len(text.split())) for text in texts]
 
-    def truncated(self, tokens: Words) -> Words:
-        return Words(tokens.ids[:5], tokens.type_ids[:5])
+    def truncated(self, tokens: Tokens) -> Tokens:
+        return Tokens(tokens.ids[:5], tokens.type_ids[:5])
 
 
 async def test_inputs_that_do_not_fit() -> None:
-    encoder = WordEncoder()
-    fine = await encode_texts(encoder, ["a b", "c"], None, param="inputs", may_truncate=False)
+    encoder, task = WordEncoder(), ClassifyText()
+    fine = await task.encode(classify("a b", "c"), HEAD, encoder)
     assert ([one.num_tokens for one in fine.items], fine.num_tokens, fine.is_truncated) == ([2, 1], 3, False)
     with pytest.raises(ContextLengthExceeded, match=r"inputs.1. has 7 tokens, the model takes 5") as refused:
-        await encode_texts(encoder, ["a", "a " * 7], None, param="inputs", may_truncate=False)
+        await task.encode(classify("a", "a " * 7), HEAD, encoder)
     assert refused.value.param == "inputs"
-    cut = await encode_texts(encoder, ["a", "a " * 7], None, param="inputs", may_truncate=True)
+    cut = await task.encode(classify("a", "a " * 7, truncate=True), HEAD, encoder)
     assert ([one.num_tokens for one in cut.items], cut.is_truncated) == ([1, 5], True)
-    for wrong in ([], ["a", ""]):
-        with pytest.raises(InvalidRequest) as empty:
-            await encode_texts(encoder, wrong, None, param="input", may_truncate=False)
-        assert empty.value.param == "input"
+
+
+async def test_given_tokens_are_taken_as_they_are() -> None:
+    given = await EmbedText().encode(embed([1, 99], [7]), HEAD, WordEncoder())
+    assert [one.token_ids for one in given.items] == [[1, 99], [7]]
+    with pytest.raises(ContextLengthExceeded, match=r"input.0. has 6 tokens, the model takes 5"):
+        await EmbedText().encode(embed([1] * 6), HEAD, WordEncoder())
+
+
+@pytest.mark.parametrize(
+    ("task", "request_", "param"),
+    [
+        (ClassifyText(), classify(), "inputs"),
+        (ClassifyText(), classify("a", ""), "inputs"),
+        (ClassifyText(), classify("a", top_k=0), "parameters.top_k"),
+        (ClassifyText(), classify("a", top_k=-1), "parameters.top_k"),
+        (ClassifyText(), classify("a", function_to_apply=9), "parameters.function_to_apply"),
+        (EmbedText(), embed(), "input"),
+        (EmbedText(), embed("a", ""), "input"),
+        (EmbedText(), embed("a", [1]), "input"),
+        (EmbedText(), embed([]), "input"),
+        (EmbedText(), embed([1], [100]), "input"),
+        (EmbedText(), embed([-1]), "input"),
+        (EmbedText(), embed("a", dimensions=0), "dimensions"),
+        (EmbedText(), embed("a", dimensions=-1), "dimensions"),
+        (EmbedText(), embed("a", dimensions=4), "dimensions"),
+    ],
+)
+async def test_refusals_name_the_field(task: ClassifyText | EmbedText, request_: object, param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        await task.encode(request_, HEAD, WordEncoder())
+    assert refused.value.param == param

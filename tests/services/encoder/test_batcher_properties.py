@@ -1,0 +1,203 @@
+"""The batcher with a runner that waits for a gate: for any requests, each item is computed and answered once."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from services.common.errors import DeadlineExceeded, Internal, QueueFull
+from services.encoder.batcher import Batcher, Item, Result
+
+BUDGET = 16
+
+
+class Script:
+    """A runner that answers an item with its name, one batch each time the gate lets it."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Semaphore(0)
+        self.batches: list[list[str]] = []
+        self.failing: set[str] = set()
+        self.is_running = False
+
+    async def execute(self, items: list[Item]) -> list[str]:
+        assert not self.is_running, "two batches at once"
+        self.is_running = True
+        self.batches.append([item.head for item in items])
+        try:
+            await self.gate.acquire()
+        finally:
+            self.is_running = False
+        if self.failing & set(self.batches[-1]):
+            raise ValueError("the secret text")
+        return [item.head for item in items]
+
+    def open(self) -> None:
+        for _ in range(10_000):
+            self.gate.release()
+
+
+class House:
+    """A batcher with its runner at hand."""
+
+    def __init__(self, *, max_requests: int = 1000, max_tokens: int = 10_000) -> None:
+        self.script = Script()
+        self.observed: list[int] = []
+        self.batcher = Batcher(
+            self.script.execute,
+            max_batch_tokens=BUDGET,
+            max_waiting_requests=max_requests,
+            max_waiting_tokens=max_tokens,
+            observe=lambda items: self.observed.append(len(items)),
+        )
+
+    def submit(
+        self, name: str, lengths: Sequence[int] = (4,), deadline: float | None = None
+    ) -> "asyncio.Task[list[Result]]":
+        """Items are called `name0`, `name1`, ..."""
+        items = [Item([0] * n, [0] * n, f"{name}{i}") for i, n in enumerate(lengths)]
+        return asyncio.create_task(self.batcher.submit(items, deadline=deadline))
+
+
+@asynccontextmanager
+async def house(**bounds: int) -> AsyncIterator[House]:
+    made = House(**bounds)
+    loop = asyncio.create_task(made.batcher.run())
+    yield made
+    assert not loop.done()
+    loop.cancel()
+    assert made.batcher.num_waiting_requests == 0
+    assert made.batcher.num_waiting_tokens == 0
+    assert made.batcher.num_running_requests == 0
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def names(results: Sequence[Result]) -> list[str]:
+    return [result.output for result in results]
+
+
+async def test_a_refusal_says_how_long_the_queue_takes() -> None:
+    """16 tokens in about 0.1 s before: 160 waiting tokens take about a second."""
+    async with house(max_requests=10) as h:
+        paced = h.submit("a", [BUDGET])
+        await asyncio.sleep(0.1)
+        h.script.gate.release()
+        await paced
+        tasks = [h.submit("b")]
+        await settle()
+        tasks += [h.submit(name, [BUDGET]) for name in "cdefghijkl"]
+        await settle()
+        with pytest.raises(QueueFull) as caught:
+            await h.submit("m")
+        assert caught.value.retry_after_ms is not None
+        assert 800 <= caught.value.retry_after_ms <= 3000
+        h.script.open()
+        await asyncio.gather(*tasks)
+
+
+async def test_results_tell_the_wait_from_the_pass() -> None:
+    async with house() as h:
+        first = h.submit("a")
+        await settle()
+        second = h.submit("b")
+        await asyncio.sleep(0.05)
+        h.script.gate.release()
+        await first
+        h.script.gate.release()
+        [result] = await second
+        assert result.queue_seconds >= 0.04
+        assert result.inference_seconds < 0.04
+
+
+async def test_a_caller_that_left_a_moment_ago_costs_no_pass() -> None:
+    """Its task has not run since, so it is still in the queue when the runner becomes free."""
+    async with house() as h:
+        busy = h.submit("a")
+        await settle()
+        gone, stays = h.submit("gone"), h.submit("stays")
+        await settle()
+        h.script.gate.release()
+        gone.cancel()
+        await settle()
+        h.script.open()
+        await asyncio.gather(busy, stays)
+        assert h.script.batches == [["a0"], ["stays0"]]
+
+
+async def test_running_requests_are_those_of_the_batch() -> None:
+    async with house() as h:
+        tasks = [h.submit("b", [4] * 6), h.submit("s")]
+        await settle()
+        assert h.script.batches == [["b0", "s0", "b1", "b2"]]
+        assert (h.batcher.num_running_requests, h.batcher.num_waiting_requests) == (2, 1)
+        h.script.gate.release()
+        await settle()
+        assert h.script.batches[1:] == [["b3", "b4", "b5"]]
+        assert (h.batcher.num_running_requests, h.batcher.num_waiting_requests) == (1, 0)
+        h.script.open()
+        await asyncio.gather(*tasks)
+        assert h.observed == [4, 3]
+
+
+requests = st.lists(
+    st.tuples(
+        st.lists(st.integers(1, 2 * BUDGET), min_size=1, max_size=8),
+        st.sampled_from(["stays", "stays", "cancelled", "late", "fails"]),
+        st.integers(0, 3),  # batches that pass before it comes, or before it goes
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@hypothesis_settings(max_examples=150, deadline=None)
+@given(requests)
+def test_every_item_is_answered_once(given_requests: list[tuple[list[int], str, int]]) -> None:
+    asyncio.run(_answered_once(given_requests))
+
+
+async def _answered_once(given_requests: list[tuple[list[int], str, int]]) -> None:
+    async with house() as h:
+        tasks = {}
+        for number, (lengths, fate, num_batches) in enumerate(given_requests):
+            name = f"{number}:"
+            deadline = time.monotonic() - 1 if fate == "late" else None
+            tasks[name] = h.submit(name, lengths, deadline)
+            if fate == "fails":
+                h.script.failing.add(f"{name}{len(lengths) - 1}")
+            for _ in range(num_batches):
+                h.script.gate.release()
+                await settle()
+            if fate == "cancelled":
+                tasks[name].cancel()
+        h.script.open()
+        answers = await asyncio.wait_for(asyncio.gather(*tasks.values(), return_exceptions=True), 10)
+
+        computed = [name for batch in h.script.batches for name in batch]
+        assert len(computed) == len(set(computed)), "an item was computed twice"
+        lengths_of = {f"{n}:{i}": length for n, (ls, _, _) in enumerate(given_requests) for i, length in enumerate(ls)}
+        for batch in h.script.batches:
+            assert len(batch) == 1 or sum(lengths_of[name] for name in batch) <= BUDGET
+        failed = {name for batch in h.script.batches if h.script.failing & set(batch) for name in batch}
+        for name, (lengths, fate, _), answer in zip(tasks, given_requests, answers, strict=True):
+            items = [f"{name}{i}" for i in range(len(lengths))]
+            if isinstance(answer, list):
+                assert names(answer) == items
+                assert not failed & set(items)
+            elif isinstance(answer, Internal):
+                assert failed & set(items)
+            elif isinstance(answer, DeadlineExceeded):
+                assert fate == "late"
+                assert not set(items) & set(computed)
+            else:
+                assert isinstance(answer, asyncio.CancelledError)
+                assert fate == "cancelled"
