@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -12,6 +13,7 @@ import torch
 from transformers import AutoModel, PreTrainedTokenizerFast, pipeline
 
 from janus.v1 import common_pb2, encoder_pb2, encoder_pb2_grpc, models_pb2, models_pb2_grpc
+from model.adapters import blank
 from services.common.ports import open_socket
 from services.common.rpc_status import from_rpc_error
 from services.common.settings import ConfigurationError, EncoderSettings
@@ -183,6 +185,61 @@ def test_a_kind_of_pooling_that_is_not_served(tmp_path: Path) -> None:
     (tmp_path / "1_Pooling/config.json").write_text('{"pooling_mode_max_tokens": true}')
     with pytest.raises(ConfigurationError, match="max_tokens is not served"):
         Runner(EncoderSettings(model=tmp_path))
+
+
+def test_adapters_that_can_not_be_had(tmp_path: Path) -> None:
+    model = small_models.save(small_models.bert(), tmp_path / "model")
+    nowhere = tmp_path / "adapters"
+    with pytest.raises(ConfigurationError, match=r"JANUS_ENCODER_ADAPTERS_DIR: .*adapters: there is no such folder"):
+        Runner(EncoderSettings(model=model, adapters_dir=nowhere))
+    (nowhere / "broken").mkdir(parents=True)
+    (nowhere / "broken/adapter.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match=r"JANUS_ENCODER_ADAPTERS_DIR: .*broken: not an adapter"):
+        Runner(EncoderSettings(model=model, adapters_dir=nowhere))
+    sentiment = ROOT / "model/training/adapters"
+    with pytest.raises(ConfigurationError, match=r"adapter 'sentiment' is for another model") as caught:
+        Runner(EncoderSettings(model=model, adapters_dir=sentiment))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="two models of one name"):
+        Runner(EncoderSettings(model_id="sentiment", adapters_dir=sentiment, model=MINILM))
+
+
+async def test_a_classifier_gives_vectors_and_takes_adapters_too(tmp_path: Path) -> None:
+    """Three heads over one encoder, in one pass, each as if it were alone."""
+    reference = small_models.bert("BertForSequenceClassification", num_labels=3)
+    folder = small_models.save(reference, tmp_path / "model")
+    runner = Runner(EncoderSettings(model=folder, dtype="float32"))
+    own = blank("mood", ["bad", "good"], runner._model, rank=2, seed=3)
+    replace(own, up={path: torch.randn(up.shape) for path, up in own.up.items()}).save(
+        tmp_path / "adapters/mood", dtype=torch.float32
+    )
+    async with worker(model=folder, model_id="base", adapters_dir=tmp_path / "adapters") as channel:
+        stub = encoder_pb2_grpc.EncoderServiceStub(channel)
+        models = (await models_pb2_grpc.ModelServiceStub(channel).ListModels(models_pb2.ListModelsRequest())).models
+        assert [(m.id, list(m.tasks), list(m.default_tasks)) for m in models] == [
+            ("base", ["embeddings", "classify"], ["embeddings", "classify"]),
+            ("mood", ["classify"], []),
+        ]
+        busy = encoder_pb2.EmbedTextRequest(input=[text("w1 " * 100)] * 30)
+        calls = [
+            lambda: stub.ClassifyText(encoder_pb2.ClassifyTextRequest(inputs=TEXTS)),
+            lambda: stub.ClassifyText(encoder_pb2.ClassifyTextRequest(inputs=TEXTS, model="mood")),
+            lambda: stub.EmbedText(encoder_pb2.EmbedTextRequest(input=[text(t) for t in TEXTS])),
+        ]
+        alone = [await call() for call in calls]
+        _, *together = await asyncio.gather(stub.EmbedText(busy), *(call() for call in calls))
+    for answer, single in zip(together[:2], alone[:2], strict=True):
+        for one, other in zip(answer.results, single.results, strict=True):
+            assert [x.label for x in one.labels] == [x.label for x in other.labels]
+            assert [x.score for x in one.labels] == pytest.approx([x.score for x in other.labels], abs=1e-5)
+    for vector, other in zip(together[2].embeddings, alone[2].embeddings, strict=True):
+        assert list(vector.values) == pytest.approx(list(other.values), abs=1e-5)
+    with torch.inference_mode():
+        for value, vector in zip(TEXTS, alone[2].embeddings, strict=True):
+            ids = [int(word.removeprefix("w")) for word in value.split()]
+            hidden = reference.bert(torch.tensor([ids])).last_hidden_state[0]
+            expected = torch.nn.functional.normalize(hidden.mean(0), dim=0).tolist()
+            assert list(vector.values) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_device_that_is_not_there() -> None:
