@@ -45,7 +45,8 @@ fi
 if [ "$torch" = cpu ] && [ -z "$has_torch_wheel" ]; then sources+=(--torch-backend cpu); fi
 
 say "Installing packages${extras:+ (torch for $torch)}"
-"$venv/bin/uv" pip install --python "$venv/bin/python" ${sources[@]+"${sources[@]}"} --constraint constraints.txt --editable ".${extras:+[$extras]}"
+"$venv/bin/uv" pip install --python "$venv/bin/python" ${sources[@]+"${sources[@]}"} --compile-bytecode \
+  --constraint constraints.txt --editable ".${extras:+[$extras]}"
 
 if [ -n "$weights" ] && [ ! -e "$weights/.complete" ]; then
   say "Downloading the default weights (170 MB)"
