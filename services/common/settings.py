@@ -175,7 +175,7 @@ class DecoderSettings(WorkerSettings):
     )
     default_max_tokens: int = Field(1024, gt=0, description="most tokens of a chat answer that names no max_tokens")
     temperature: float = Field(
-        0.2, ge=0, allow_inf_nan=False, description="where neither the request nor the checkpoint names one"
+        0.0, ge=0, allow_inf_nan=False, description="where neither the request nor the checkpoint names one"
     )
     top_p: float = Field(0.9, gt=0, le=1, description="where neither the request nor the checkpoint names one")
     block_size: int = Field(16, gt=0, description="tokens of one block of the KV cache")

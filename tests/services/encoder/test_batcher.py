@@ -56,9 +56,11 @@ async def ask(batcher: Batcher, items: Sequence[Item], deadline: float | None = 
 async def test_a_lone_request_goes_at_once() -> None:
     device = Device(seconds=0)
     async with batching(device) as batcher:
-        started = time.perf_counter()
-        assert await ask(batcher, [item(7)]) == [7]
-    assert time.perf_counter() - started < 0.05
+        task = asyncio.create_task(ask(batcher, [item(7)]))
+        for _ in range(10):  # turns of the event loop: no clock is waited for
+            await asyncio.sleep(0)
+        assert task.done()
+        assert await task == [7]
     assert device.batches == [[4]]
 
 
@@ -84,9 +86,9 @@ async def test_requests_take_turns() -> None:
     async with batching(device) as batcher:
         bulk = asyncio.create_task(ask(batcher, [item(n) for n in range(200)]))
         await asyncio.sleep(0.01)
-        started = time.perf_counter()
+        num_before = len(device.batches)
         assert await ask(batcher, [item(999)]) == [999]
-        assert time.perf_counter() - started < 0.1
+        assert len(device.batches) <= num_before + 2
         assert not bulk.done()
         assert await bulk == list(range(200))
 
