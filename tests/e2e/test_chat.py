@@ -20,8 +20,8 @@ CHAT = {
 
 
 def test_the_openai_client_streams_paris(stack: Stack) -> None:
-    client = OpenAI(base_url=f"{stack.url}/v1", api_key="none")
-    chunks = list(client.chat.completions.create(**CHAT, stream=True, stream_options={"include_usage": True}))
+    with OpenAI(base_url=f"{stack.url}/v1", api_key="none") as client:
+        chunks = list(client.chat.completions.create(**CHAT, stream=True, stream_options={"include_usage": True}))
     pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
     assert "Paris" in "".join(pieces)
     assert len([piece for piece in pieces if piece]) > 3, "it arrived token by token"
@@ -82,7 +82,8 @@ async def test_ten_chats_interleave(stack: Stack) -> None:
         ended.append(time.monotonic())
         return count
 
-    counts = await asyncio.gather(*(one(n) for n in range(10)))
+    async with client:
+        counts = await asyncio.gather(*(one(n) for n in range(10)))
     assert all(count > 10 for count in counts)
     assert max(began) < min(ended)
 

@@ -42,9 +42,9 @@ def test_grpc_gives_the_same_answer(stack: Stack) -> None:
 
 
 def test_similar_texts_have_similar_vectors(stack: Stack) -> None:
-    client = OpenAI(base_url=f"{stack.url}/v1", api_key="none")
     texts = ["A cat sleeps on the sofa.", "A kitten naps on the couch.", "The stock market fell sharply."]
-    vectors = [item.embedding for item in client.embeddings.create(model="all-MiniLM-L6-v2", input=texts).data]
+    with OpenAI(base_url=f"{stack.url}/v1", api_key="none") as client:
+        vectors = [item.embedding for item in client.embeddings.create(model="all-MiniLM-L6-v2", input=texts).data]
     assert [len(vector) for vector in vectors] == [384] * 3
 
     def cosine(a: list[float], b: list[float]) -> float:

@@ -211,7 +211,7 @@ async def test_the_model_says_what_it_is(house: House) -> None:
     assert (model.device, model.dtype, model.kernel) == ("cpu", "float32", "portable")
     assert model.state == models_pb2.MODEL_STATE_READY
     assert len(model.digest) == 64
-    assert model.generation_defaults.temperature == pytest.approx(0.2)
+    assert model.generation_defaults.temperature == 0
     error = await refusal(house.models.GetModel(models_pb2.GetModelRequest(model="other")))
     assert (error.code, error.param) == ("model_not_found", "model")
 
