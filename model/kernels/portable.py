@@ -6,7 +6,7 @@ one call over gathered pages, and everything else goes sequence by sequence.
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from model.kv_cache import LayerCache
 from model.metadata import AttentionMetadata, AttentionSpec
@@ -43,8 +43,8 @@ class PortableKernel:
         assert metadata.block_table_SM is not None
         num_blocks = -(-max(metadata.key_lengths) // keys_PBGE.shape[1])
         table_SM = metadata.block_table_SM[:, :num_blocks]
-        keys_SGUE = keys_PBGE[table_SM].flatten(1, 2).transpose(1, 2)
-        values_SGUE = values_PBGE[table_SM].flatten(1, 2).transpose(1, 2)
+        keys_SGUE = _gather(keys_PBGE, table_SM).transpose(1, 2)
+        values_SGUE = _gather(values_PBGE, table_SM).transpose(1, 2)
         lengths_S1 = torch.tensor(metadata.key_lengths, device=q_SHE.device)[:, None]
         is_seen_SU = torch.arange(keys_SGUE.shape[2], device=q_SHE.device) < lengths_S1
         q_SGNE = q_SHE.unflatten(1, (spec.num_key_value_heads, -1))
@@ -76,6 +76,15 @@ class PortableKernel:
             mixed.append(_attend(q_1HTE, k_1GUE, v_1GUE, spec)[0].transpose(0, 1))
             start += num_queries
         return torch.cat(mixed).to(q_THE.dtype)
+
+
+def _gather(pages_PBGE: Tensor, table_SM: Tensor) -> Tensor:
+    """Each sequence's pages in a row. Shape: `[S, MB, G, E]`.
+
+    A page is a row of a table: looked up as an embedding it is copied whole, in half the time of indexing.
+    """
+    rows_SMX = embedding(table_SM, pages_PBGE.flatten(1))
+    return rows_SMX.unflatten(2, pages_PBGE.shape[1:]).flatten(1, 2)
 
 
 def _attend(q_SHTE: Tensor, k_SGUE: Tensor, v_SGUE: Tensor, spec: AttentionSpec) -> Tensor:
