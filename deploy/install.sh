@@ -18,7 +18,7 @@ say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
 [ -x "$venv/bin/python" ] || { say "Making the environment in $venv"; "$python" -m venv "$venv"; }
 [ -x "$venv/bin/uv" ] || "$venv/bin/python" -m pip install --quiet --disable-pip-version-check uv==0.13.9
 
-# uv does not read pip's configuration: what pip was told about indexes and folders of wheels is passed on. `pip config
+# uv does not read pip's configuration: what pip was told of indexes, folders of wheels and certificates is passed on. `pip config
 # list` reads all of its files, `get` only the user's.
 configuration=$("$venv/bin/python" -m pip config list 2>/dev/null || true)
 told() {
@@ -34,6 +34,8 @@ for folder in $(told find-links); do
   if compgen -G "${folder#file://}/torch-*.whl" >/dev/null; then has_torch_wheel=yes; fi
 done
 index=$(told index-url)
+certificates=$(told cert)
+if [ -n "$certificates" ]; then export SSL_CERT_FILE=${SSL_CERT_FILE:-$certificates}; fi
 if [ -n "$index" ]; then sources+=(--default-index "$index"); fi
 
 torch=${JANUS_TORCH:-auto}
