@@ -67,6 +67,10 @@ class Engine:
         """Refuses new requests from now on; those that are in go on."""
         self._commands.put(lambda: setattr(self, "_is_draining", True))
 
+    def join(self) -> None:
+        """Waits until the loop has ended."""
+        self._thread.join()
+
     def stop(self) -> None:
         """Ends the loop; what still runs fails with `draining`."""
         self._commands.put(lambda: setattr(self, "_is_stopped", True))

@@ -10,9 +10,10 @@ from uuid import uuid4
 import grpc
 
 from janus.v1 import common_pb2, decoder_pb2, decoder_pb2_grpc, models_pb2, models_pb2_grpc, streams_pb2
-from services.common.errors import Draining, InvalidRequest, ModelLoading, ModelNotFound
+from services.common.errors import InvalidRequest, ModelNotFound
 from services.common.logging import describe_request, request_id
 from services.common.metrics import DecoderMetrics
+from services.common.worker_server import Door
 from services.decoder.events import Delta, Ended, Event, Finished, Started
 from services.decoder.options import COMPLETION_MAX_TOKENS, Defaults, check_vocabulary, plan
 from services.decoder.sequence import FinishReason
@@ -25,22 +26,16 @@ _REASONS = {
 }
 
 
-class WorkerDoor:
-    """The worker once it is loaded. Raises: ModelLoading before, ModelNotFound for another name."""
-
-    def __init__(self) -> None:
-        self.worker: DecoderWorker | None = None
-        self.is_draining = False
+class WorkerDoor(Door[DecoderWorker]):
+    """Where requests for this worker come in."""
 
     def named(self, model: str) -> DecoderWorker:
-        if self.is_draining:
-            raise Draining("the worker is draining")
-        if self.worker is None:
-            raise ModelLoading("the model is loading")
-        if model and model != self.worker.model_id:
+        """Raises: ModelNotFound for another name, and what `open` raises."""
+        worker = self.open()
+        if model and model != worker.model_id:
             raise ModelNotFound(f"there is no model {model!r} here", param="model")
-        describe_request(model=self.worker.model_id)
-        return self.worker
+        describe_request(model=worker.model_id)
+        return worker
 
 
 class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):

@@ -1,5 +1,6 @@
 """A loaded decoder as the servicers see it: what it is called, what it can do, and how a request enters its engine."""
 
+import asyncio
 import time
 from dataclasses import dataclass
 
@@ -33,8 +34,13 @@ class DecoderWorker:
     defaults: Defaults
 
     @classmethod
-    def start(cls, settings: DecoderSettings, metrics: DecoderMetrics) -> "DecoderWorker":
-        """Loads the model and starts its engine; takes seconds. Raises: ConfigurationError."""
+    async def start(cls, settings: DecoderSettings, metrics: DecoderMetrics) -> "DecoderWorker":
+        """Loads the model, off the event loop, and starts its engine; takes seconds. Raises: ConfigurationError."""
+        return await asyncio.to_thread(cls.load, settings, metrics)
+
+    @classmethod
+    def load(cls, settings: DecoderSettings, metrics: DecoderMetrics) -> "DecoderWorker":
+        """Raises: ConfigurationError."""
         runner = Runner(settings)
         try:
             template = ChatTemplate(runner.chat_template, bos_token=runner.bos_token, eos_token=runner.eos_token)
@@ -64,6 +70,25 @@ class DecoderWorker:
             capacity=Capacity(runner.max_context_tokens, cache_tokens, runner.vocabulary_size),
             defaults=_defaults(settings, runner),
         )
+
+    def summary(self) -> dict[str, object]:
+        return {
+            "model": self.model_id,
+            "device": self.runner.device,
+            "dtype": self.runner.dtype,
+            "cache_tokens": self.capacity.max_cache_tokens,
+            "load_seconds": round(self.runner.load_seconds, 2),
+        }
+
+    async def run(self) -> None:
+        """The engine works in a thread of its own; this returns when that has ended, which it should not."""
+        await asyncio.to_thread(self.engine.join)
+
+    def drain(self) -> None:
+        self.engine.drain()
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self.engine.stop)
 
     def submit(self, prompt_ids: list[int], plan: Plan, deadline: float | None) -> Generation:
         """Puts a request into the engine; read its events, and cancel it when nobody does."""

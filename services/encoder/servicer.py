@@ -7,9 +7,10 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 
 from janus.v1 import common_pb2, encoder_pb2, encoder_pb2_grpc, models_pb2, models_pb2_grpc
-from services.common.errors import Draining, ModelLoading, ModelNotFound
+from services.common.errors import ModelNotFound
 from services.common.logging import describe_request, request_id
 from services.common.metrics import EncoderMetrics
+from services.common.worker_server import Door
 from services.encoder.batcher import Result
 from services.encoder.tasks.classify import ClassifyText
 from services.encoder.tasks.embed import EmbedText
@@ -25,19 +26,8 @@ _CLASSIFY = ClassifyText()
 _EMBED = EmbedText()
 
 
-class WorkerDoor:
-    """The worker once it is loaded. Raises: ModelLoading before, Draining at the end."""
-
-    def __init__(self) -> None:
-        self.worker: EncoderWorker | None = None
-        self.is_draining = False
-
-    def open(self) -> EncoderWorker:
-        if self.is_draining:
-            raise Draining("the worker is draining")
-        if self.worker is None:
-            raise ModelLoading("the model is loading")
-        return self.worker
+class WorkerDoor(Door[EncoderWorker]):
+    """Where requests for this worker come in."""
 
 
 class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):

@@ -28,8 +28,13 @@ class EncoderWorker:
     created_unix_seconds: int
 
     @classmethod
+    async def start(cls, settings: EncoderSettings, metrics: EncoderMetrics) -> "EncoderWorker":
+        """Loads the model, off the event loop; takes seconds. Raises: ConfigurationError."""
+        return cls.make(await asyncio.to_thread(Runner, settings), settings, metrics)
+
+    @classmethod
     def make(cls, runner: Runner, settings: EncoderSettings, metrics: EncoderMetrics) -> "EncoderWorker":
-        """Runs in the event loop; start the batcher's loop with `run`."""
+        """A worker around a loaded runner."""
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="runner")
         base_id = settings.model_id
 
@@ -60,6 +65,23 @@ class EncoderWorker:
         for model in runner.models:
             metrics.model_info.labels(model.model_id, runner.digest, runner.dtype).set(1)
         return cls(runner, batcher, thread, int(time.time()))
+
+    def summary(self) -> dict[str, object]:
+        return {
+            "models": [model.model_id for model in self.runner.models],
+            "device": self.runner.device,
+            "dtype": self.runner.dtype,
+            "load_seconds": round(self.runner.load_seconds, 2),
+        }
+
+    async def run(self) -> None:
+        await self.batcher.run()
+
+    def drain(self) -> None:
+        """The door refuses new requests, and the batcher goes on until it is empty."""
+
+    async def close(self) -> None:
+        self.thread.shutdown()
 
     def model_for(self, name: str, task: str) -> ServedModel:
         """The model of a request; without a name the task's default.

@@ -66,7 +66,7 @@ async def house(folder: Path) -> AsyncIterator[House]:
     )
     metrics, door = DecoderMetrics(), WorkerDoor()
     server = await start_server(services_behind(door, metrics), host="127.0.0.1", port=0, setting="X", metrics=metrics)
-    door.worker = await asyncio.to_thread(DecoderWorker.start, settings, metrics)
+    door.worker = await DecoderWorker.start(settings, metrics)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         decoder, models = decoder_pb2_grpc.DecoderServiceStub(channel), models_pb2_grpc.ModelServiceStub(channel)
         made = House(door, metrics, decoder, models)

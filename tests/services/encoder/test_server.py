@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common.ports import PortTaken, open_socket
 from services.common.settings import ConfigurationError, EncoderSettings
-from services.encoder import server
+from services.encoder import server, worker
 from services.encoder.batcher import Batcher
 from services.encoder.runner import Runner
 
@@ -35,7 +35,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         assert opened.wait(30)
         return Runner(settings)
 
-    monkeypatch.setattr(server, "Runner", load)
+    monkeypatch.setattr(worker, "Runner", load)
     yield opened
     opened.set()
 

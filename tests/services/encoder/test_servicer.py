@@ -93,7 +93,7 @@ class House:
         return from_rpc_error(refused.value)
 
     async def serve(self) -> AsyncIterator["House"]:
-        services = server._services(self.door, self.metrics)
+        services = server.services_behind(self.door, self.metrics)
         running = await start_server(services, host="127.0.0.1", port=0, setting="test", metrics=self.metrics)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
             self.encoder = encoder_pb2_grpc.EncoderServiceStub(channel)
