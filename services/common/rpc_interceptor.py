@@ -8,13 +8,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 from uuid import uuid4
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from services.common.errors import Internal, JanusError
+from services.common.errors import Internal, InvalidRequest, JanusError
 from services.common.logging import begin_request, get_logger, request_model
 from services.common.metrics import ServiceMetrics
 from services.common.rpc_status import to_rpc_status
@@ -27,6 +28,8 @@ TASKS = {"ClassifyText": "classify", "EmbedText": "embeddings", "Chat": "chat", 
 Context = grpc.aio.ServicerContext[Any, Any]
 Method: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _log = get_logger(__name__)
+# In the place of a request that is no message: gRPC's own refusal is UNKNOWN, with a traceback in the log.
+_UNREADABLE: Final = object()
 
 
 class RpcInterceptor(grpc.aio.ServerInterceptor):
@@ -45,10 +48,11 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or method.startswith(OPERATIONS):
             return handler
         codec = (handler.request_deserializer, handler.response_serializer)
+        codec_of_one = (_reading(handler.request_deserializer), handler.response_serializer)
         if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(self._answering(method, handler.unary_unary), *codec)
+            return grpc.unary_unary_rpc_method_handler(self._answering(method, handler.unary_unary), *codec_of_one)
         if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(self._streaming(method, handler.unary_stream), *codec)
+            return grpc.unary_stream_rpc_method_handler(self._streaming(method, handler.unary_stream), *codec_of_one)
         if handler.stream_unary is not None:
             return grpc.stream_unary_rpc_method_handler(self._answering(method, handler.stream_unary), *codec)
         return grpc.stream_stream_rpc_method_handler(self._streaming(method, handler.stream_stream), *codec)
@@ -57,6 +61,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         async def answer_one(request: Any, context: Context) -> Any:
             rpc = _Rpc(method, context, self._metrics)
             try:
+                _require_readable(request)
                 response = await answer(request, context)
             except BaseException as error:
                 await rpc.fail(error)
@@ -69,6 +74,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         async def answer_many(request: Any, context: Context) -> AsyncIterator[Any]:
             rpc = _Rpc(method, context, self._metrics)
             try:
+                _require_readable(request)
                 async with aclosing(answers(request, context)) as responses:
                     async for response in responses:
                         rpc.stage = "streaming"
@@ -108,7 +114,7 @@ class _Rpc:
             raise error
         if not isinstance(error, JanusError):
             _log.error("unexpected error", method=self._method, exc_info=error)
-            error = Internal("an internal error occurred")
+            error = Internal("An internal error occurred.")
         self.end(error.code, error=error.message if error.code != "internal" else None)
         await self._context.abort_with_status(rpc_status.to_status(to_rpc_status(error)))
 
@@ -124,6 +130,23 @@ class _Rpc:
         )
         said = {name: value for name, value in fields.items() if value is not None}
         _log.info("rpc", method=self._method, code=code, duration_ms=round(seconds * 1000, 2), **said)
+
+
+def _reading(read: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    assert read is not None  # the stubs always name one
+
+    def read_or_mark(message: bytes) -> Any:
+        try:
+            return read(message)
+        except DecodeError:
+            return _UNREADABLE
+
+    return read_or_mark
+
+
+def _require_readable(request: Any) -> None:
+    if request is _UNREADABLE:
+        raise InvalidRequest("The request could not be read.")
 
 
 def given_request_id(context: Context) -> str:

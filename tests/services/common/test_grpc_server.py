@@ -151,6 +151,17 @@ async def test_an_unexpected_exception_is_internal_and_keeps_its_text(rig: Rig) 
     assert any(isinstance(line.get("exc_info"), KeyError) for line in logs)
 
 
+async def test_a_request_that_is_no_message_is_refused_by_the_table(rig: Rig) -> None:
+    one = rig.channel.unary_unary(f"/{ENCODER}/ClassifyText")
+    many = rig.channel.unary_stream(f"/{DECODER}/Chat")
+    for ask in (lambda: one(b"\xff"), lambda: many(b"\xff").read()):
+        with capture_logs() as logs, pytest.raises(grpc.aio.AioRpcError) as failed:
+            await ask()
+        assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert from_rpc_error(failed.value).code == "invalid_request"
+        assert [line["code"] for line in logs] == ["invalid_request"]
+
+
 async def test_a_stream_that_fails_halfway_ends_in_its_status(rig: Rig) -> None:
     rig.decoder_servicer.error = QueueFull("full", retry_after_ms=7)
     call = rig.decoder.Chat(decoder_pb2.ChatRequest())
