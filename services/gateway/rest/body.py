@@ -1,9 +1,11 @@
 """How the bytes of a body become JSON, or a refusal that says what is wrong with them.
 
 Stricter than the framework: no NaN and no infinity, no lone surrogate, no body that isn't UTF-8 or isn't declared as
-JSON, and a limit that also holds for chunked bodies. Source: RFC 8259, RFC 9110 section 8.
+JSON, and a limit that also holds for chunked bodies. One that comes too slowly meets the request's deadline.
+Source: RFC 8259, RFC 9110 section 8.
 """
 
+import asyncio
 import json
 import math
 import re
@@ -12,8 +14,9 @@ from typing import Any, NoReturn
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
-from services.common.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from services.common.errors import Cancelled, DeadlineExceeded, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 from services.gateway.request_context import RequestContext
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
@@ -30,9 +33,10 @@ class JsonRoute(APIRoute):
             return handle
 
         async def read_then_handle(request: Request) -> Response:
-            RequestContext.of(request.scope).shorten(_timeout_seconds(request))
+            context = RequestContext.of(request.scope)
+            context.shorten(_timeout_seconds(request))
             parsed = ParsedRequest(request.scope, request.receive)
-            await parsed.parse(request.app.state.max_body_bytes)
+            await parsed.parse(request.app.state.max_body_bytes, context)
             return await handle(parsed)
 
         return read_then_handle
@@ -50,10 +54,18 @@ def _timeout_seconds(request: Request) -> float:
 class ParsedRequest(Request):
     """A request whose JSON is parsed before the framework asks for it."""
 
-    async def parse(self, max_body_bytes: int) -> None:
-        """Raises UnsupportedMediaType, PayloadTooLarge or InvalidRequest."""
+    async def parse(self, max_body_bytes: int, context: RequestContext) -> None:
+        """Raises UnsupportedMediaType, PayloadTooLarge, InvalidRequest, DeadlineExceeded or Cancelled."""
         self._require_json()
-        self._parsed = parse_json(await self._read(max_body_bytes))
+        try:
+            async with asyncio.timeout(context.remaining_seconds):
+                body = await self._read(max_body_bytes)
+        except TimeoutError:
+            raise DeadlineExceeded("The deadline passed before the body was complete.") from None
+        except ClientDisconnect:
+            context.cancelled("waiting")
+            raise Cancelled("The client went away.") from None
+        self._parsed = parse_json(body)
 
     async def body(self) -> bytes:
         # The framework only asks whether there is one.

@@ -92,7 +92,18 @@ def of_validation(failures: Sequence[Any]) -> InvalidRequest:
         case "missing":
             return InvalidRequest(f"'{param}' is required.", param=param)
         case _:
-            return InvalidRequest(f"'{param}': {failure['msg']}.", param=param)
+            return InvalidRequest(f"'{param}' {_rule(failure)}.", param=param)
+
+
+def _rule(failure: Any) -> str:
+    """What the validator asks for, in our words where its own are Python's."""
+    match failure["type"]:
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return "must be an object"
+        case "string_too_short":
+            return "can't be empty"
+        case _:
+            return f"must be {str(failure['msg']).removeprefix('Input should be ')}"
 
 
 def _param(location: Sequence[str | int]) -> str | None:

@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request, Response
 
 from janus.v1 import encoder_pb2
+from services.common.errors import JanusError
 from services.gateway.event_stream import EventStream
 from services.gateway.methods import StreamRequest
 from services.gateway.operations import Operations
@@ -38,7 +39,12 @@ async def create_chat_completion(
 ) -> Response:
     """Answer a conversation, whole or as a stream of chunks."""
     context = RequestContext.of(request.scope)
-    (stream,) = streams = await until_answered(request, open_streams(operations_of(request), [body.request()], context))
+    opening = open_streams(operations_of(request), [body.request()], context)
+    try:
+        (stream,) = streams = await until_answered(request, opening)
+    except JanusError as error:
+        error.param = body.spelled(error.param)
+        raise
     started = stream.started
     identity = (f"chatcmpl-{started.stream_id}", started.created_unix_seconds, context.model)
     if body.stream:

@@ -209,6 +209,11 @@ class ChatCompletionRequest(GenerationBody):
             )
         return self
 
+    def spelled(self, param: str | None) -> str | None:
+        """A field's name as this body has it: the one limit has two."""
+        is_newer = param == "max_tokens" and self.max_tokens is None and self.max_completion_tokens is not None
+        return "max_completion_tokens" if is_newer else param
+
     def request(self) -> decoder_pb2.ChatRequest:
         limit = self.max_completion_tokens if self.max_tokens is None else self.max_tokens
         return decoder_pb2.ChatRequest(

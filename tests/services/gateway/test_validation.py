@@ -1,10 +1,13 @@
 """Every rule that a REST body can break: a 400 with the field's name, and never the value."""
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 from gateway_house import House
+
+from services.common.errors import ContextLengthExceeded
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
 SECRET = "the-value-that-was-sent"
@@ -287,3 +290,51 @@ async def test_a_timeout_header_that_is_no_number(house, value):
     response = await house.http.post("/v1/chat/completions", json=CHAT, headers={"X-Request-Timeout-Ms": value})
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "X-Request-Timeout-Ms"
+
+
+def slow_body(*headers: str) -> bytes:
+    """A request of which half the body comes."""
+    lines = ["POST /v1/classify HTTP/1.1", "Host: janus", "Content-Type: application/json", "Content-Length: 99"]
+    return "\r\n".join([*lines, *headers, "", '{"inputs": ']).encode()
+
+
+async def test_a_body_that_never_ends_meets_the_deadline(house):
+    reader, writer = await asyncio.open_connection("127.0.0.1", house.gateway.http_port)
+    writer.write(slow_body("X-Request-Timeout-Ms: 50"))
+    status = await asyncio.wait_for(reader.readline(), 5)
+    writer.close()
+    assert b"504" in status
+    await house.until_metric(1, "janus_requests_total", code="deadline_exceeded", transport="rest")
+
+
+async def test_a_client_that_leaves_before_its_body_is_whole(house):
+    _, writer = await asyncio.open_connection("127.0.0.1", house.gateway.http_port)
+    writer.write(slow_body())
+    await writer.drain()
+    await asyncio.sleep(0.05)
+    writer.close()
+    await house.until_metric(1, "janus_requests_total", code="cancelled", transport="rest")
+    assert await house.metric("janus_cancellations_total", stage="waiting") == 1
+    assert await house.metric("janus_requests_total", code="internal") == 0
+
+
+async def test_a_workers_refusal_names_the_limit_as_it_was_sent(house):
+    house.decoder.failure = ContextLengthExceeded("Too many.", param="max_tokens")
+    for name in ("max_tokens", "max_completion_tokens"):
+        body = {"messages": CHAT["messages"], name: 9}
+        error = (await house.http.post("/v1/chat/completions", json=body)).json()["error"]
+        assert (error["code"], error["param"]) == ("context_length_exceeded", name)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("messages", [1], "'messages[0]' must be an object."),
+        ("stream_options", True, "'stream_options' must be an object."),
+        ("seed", 1.5, "'seed' must be a valid integer."),
+        ("model", "", "'model' can't be empty."),
+    ],
+)
+async def test_a_wrong_type_is_told_in_a_sentence(refuse, field, value, message):
+    answer = await refuse("/v1/chat/completions", {**CHAT, field: value})
+    assert answer["error"]["message"] == message
