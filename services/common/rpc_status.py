@@ -73,16 +73,16 @@ def _from_bare_status(code: grpc.StatusCode) -> JanusError:
     """gRPC's own texts name addresses and internals, so none of them is passed on."""
     match code:
         case grpc.StatusCode.CANCELLED:
-            return Cancelled("the request was cancelled")
+            return Cancelled("The request was cancelled.")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeadlineExceeded("the deadline passed before the answer was complete")
+            return DeadlineExceeded("The deadline passed before the answer was complete.")
         case grpc.StatusCode.UNAVAILABLE:
-            return WorkerLost("the worker could not be reached, or went away")
+            return WorkerLost("The worker could not be reached, or went away.")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return PayloadTooLarge("a message is larger than the limit")
+            return PayloadTooLarge("A message is larger than the limit.")
         case grpc.StatusCode.UNIMPLEMENTED:
-            return RouteNotFound("there is no such method")
+            return RouteNotFound("There is no such method.")
         case grpc.StatusCode.INVALID_ARGUMENT:
-            return InvalidRequest("the request could not be read")
+            return InvalidRequest("The request could not be read.")
         case _:
-            return Internal("an internal error occurred")
+            return Internal("An internal error occurred.")

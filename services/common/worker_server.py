@@ -55,9 +55,9 @@ class Door(Generic[W]):
     def open(self) -> W:
         """Raises: Draining, ModelLoading."""
         if self.is_draining:
-            raise Draining("the worker is draining")
+            raise Draining("The worker is draining.")
         if self.worker is None:
-            raise ModelLoading("the model is loading")
+            raise ModelLoading("The model is still loading.")
         return self.worker
 
 

@@ -53,25 +53,26 @@ class ChatTemplate:
     def render(self, messages: Sequence[tuple[str, str]]) -> str:
         """The prompt that asks for the next answer, from (role, content) pairs."""
         if self._template is None:
-            raise TaskNotSupported("this model has no chat template; use completions", param="model")
+            raise TaskNotSupported("This model has no chat template; use completions.", param="model")
         if not messages:
-            raise InvalidRequest("a conversation needs a message", param="messages")
+            raise InvalidRequest("'messages' needs at least one message.", param="messages")
         said = []
         for index, (role, content) in enumerate(messages):
             if role not in ROLES:
                 known = ", ".join(sorted(ROLES))
-                raise InvalidRequest(f"messages[{index}].role must be one of {known}", param=f"messages[{index}].role")
+                param = f"messages[{index}].role"
+                raise InvalidRequest(f"'{param}' must be one of {known}.", param=param)
             said.append({"role": "system" if role == "developer" else role, "content": content})
         try:
             return self._template.render(
                 messages=said, tools=None, documents=None, add_generation_prompt=True, **self._tokens
             )
         except SecurityError:
-            raise InvalidRequest("the chat template does what a template may not", param="messages") from None
+            raise InvalidRequest("The chat template does what a template may not.", param="messages") from None
         except TemplateError as error:
-            raise InvalidRequest(f"the chat template refuses the conversation: {error}", param="messages") from error
+            raise InvalidRequest(f"The chat template refuses the conversation: {error}", param="messages") from error
         except (TypeError, ValueError, LookupError, ArithmeticError) as error:  # their texts may hold the conversation
-            raise InvalidRequest("the chat template can't lay out the conversation", param="messages") from error
+            raise InvalidRequest("The chat template can't lay out the conversation.", param="messages") from error
 
 
 def _refuse(message: str) -> NoReturn:

@@ -57,11 +57,11 @@ class Engine:
             if not self._is_closed:
                 self._commands.put(lambda: self._admit(generation))
                 return
-        self._tell(generation, [Failed(Draining("the worker stopped"))])
+        self._tell(generation, [Failed(Draining("The worker stopped."))])
 
     def cancel(self, generation: Generation) -> None:
         """Ends a request whose reader is gone; its blocks are free at the next step. Nothing if it is over."""
-        self._commands.put(lambda: self._fail(generation, Cancelled("the caller went away")))
+        self._commands.put(lambda: self._fail(generation, Cancelled("The caller went away.")))
 
     def drain(self) -> None:
         """Refuses new requests from now on; those that are in go on."""
@@ -86,15 +86,15 @@ class Engine:
                 self._turn()
             except Exception:
                 _log.exception("a turn of the engine failed", num_requests=len(self._generations))
-                self._fail_all(Internal("the engine failed"))
+                self._fail_all(Internal("The engine failed."))
             self._measure()
-        self._fail_all(Draining("the worker stopped"))
+        self._fail_all(Draining("The worker stopped."))
         self._measure()
 
     def _turn(self) -> None:
         self._obey(is_waiting=self._scheduler.is_idle)
         for sequence in self._scheduler.drop_expired(time.monotonic()):
-            self._fail(self._generations[id(sequence)], DeadlineExceeded("the deadline passed in the queue"))
+            self._fail(self._generations[id(sequence)], DeadlineExceeded("The deadline passed in the queue."))
         batch = self._scheduler.schedule()
         if batch.rows and not self._is_stopped:
             self._step(batch)
@@ -112,7 +112,7 @@ class Engine:
     def _admit(self, generation: Generation) -> None:
         self._generations[id(generation.sequence)] = generation
         if self._is_draining or self._is_stopped:
-            self._fail(generation, Draining("the worker is draining"))
+            self._fail(generation, Draining("The worker is draining."))
             return
         reason = generation.already_over()
         if reason is not None:
@@ -134,7 +134,7 @@ class Engine:
         except Exception:
             _log.exception("a step failed", num_rows=len(batch.rows), num_tokens=batch.num_tokens)
             for row in batch.rows:
-                self._fail(self._generations[id(row.sequence)], Internal("the model's step failed"))
+                self._fail(self._generations[id(row.sequence)], Internal("The model's step failed."))
             return
         self._scheduler.commit(batch, drawn)
         now = time.monotonic()
@@ -149,7 +149,7 @@ class Engine:
                 told[generation] = self._advance(generation, now)
             except Exception:
                 _log.exception("a token could not be told")
-                self._fail(generation, Internal("the answer could not be told"))
+                self._fail(generation, Internal("The answer could not be told."))
         self._tell_all(told)
 
     def _advance(self, generation: Generation, now: float) -> list[Event]:
@@ -170,7 +170,7 @@ class Engine:
                 self._metrics.time_per_output_token_seconds.labels(self._model_id).observe(per_token)
         elif generation.num_buffered_events > MAX_BUFFERED_EVENTS:
             self._forget(generation.sequence)
-            events.append(Failed(Cancelled("the reader takes nothing")))
+            events.append(Failed(Cancelled("The reader takes nothing.")))
         return events
 
     def _fail(self, generation: Generation, error: JanusError) -> None:

@@ -66,29 +66,37 @@ def plan(
     left = capacity.max_total_tokens - num_prompt_tokens
     if left < 1:
         raise ContextLengthExceeded(
-            f"the prompt has {num_prompt_tokens} tokens; with room for an answer it may have at most "
-            f"{capacity.max_total_tokens - 1}",
+            f"The prompt has {num_prompt_tokens} tokens; with room for an answer it may have at most "
+            f"{capacity.max_total_tokens - 1}.",
             param=prompt_param,
         )
     max_tokens = options.max_tokens if options.HasField("max_tokens") else min(left, defaults.max_tokens)
     _check(max_tokens >= 1, "max_tokens", "must be at least 1")
     if max_tokens > left:
         raise ContextLengthExceeded(
-            f"the prompt has {num_prompt_tokens} tokens and max_tokens asks for {max_tokens}; together they may be at "
-            f"most {capacity.max_total_tokens}",
+            f"The prompt has {num_prompt_tokens} tokens and the request asks for {max_tokens} more; together they "
+            f"may be at most {capacity.max_total_tokens}.",
             param="max_tokens",
         )
     min_tokens = options.min_tokens
-    _check(0 <= min_tokens <= max_tokens, "min_tokens", f"must be between 0 and max_tokens, which is {max_tokens}")
+    _check(
+        0 <= min_tokens <= max_tokens,
+        "min_tokens",
+        f"must be at least 0 and at most {max_tokens}, the most tokens of this answer",
+    )
     temperature = options.temperature if options.HasField("temperature") else defaults.temperature
-    _check(math.isfinite(temperature) and 0 <= temperature <= 2, "temperature", "must be between 0 and 2")
+    _check(math.isfinite(temperature) and 0 <= temperature <= 2, "temperature", "must be at least 0 and at most 2")
     top_p = options.top_p if options.HasField("top_p") else defaults.top_p
     _check(math.isfinite(top_p) and 0 < top_p <= 1, "top_p", "must be above 0 and at most 1")
     top_k = options.top_k if options.HasField("top_k") else defaults.top_k
-    _check(top_k >= 0, "top_k", "must be 0 (off) or more")
-    _check(math.isfinite(options.min_p) and 0 <= options.min_p <= 1, "min_p", "must be between 0 and 1")
-    _check(len(options.stop) <= MAX_STOP_STRINGS, "stop", f"has at most {MAX_STOP_STRINGS} strings")
-    _check(all(0 < len(s) <= MAX_STOP_CHARACTERS for s in options.stop), "stop", "has an empty or overlong string")
+    _check(top_k >= 0, "top_k", "must be at least 0")
+    _check(math.isfinite(options.min_p) and 0 <= options.min_p <= 1, "min_p", "must be at least 0 and at most 1")
+    _check(len(options.stop) <= MAX_STOP_STRINGS, "stop", f"takes at most {MAX_STOP_STRINGS} strings")
+    _check(
+        all(0 < len(s) <= MAX_STOP_CHARACTERS for s in options.stop),
+        "stop",
+        f"takes strings of 1 to {MAX_STOP_CHARACTERS} characters",
+    )
     check_vocabulary(options.stop_token_ids, "stop_token_ids", capacity)
     stop_ids = frozenset(options.stop_token_ids) | (frozenset() if options.ignore_eos else end_ids)
     return Plan(
@@ -111,18 +119,26 @@ def check_vocabulary(token_ids: Iterable[int], param: str, capacity: Capacity) -
         _check(
             0 <= token_id < capacity.vocabulary_size,
             param,
-            f"has {token_id}, which is no token: ids go from 0 to {capacity.vocabulary_size - 1}",
+            f"holds what is no token: ids go from 0 to {capacity.vocabulary_size - 1}",
         )
 
 
 def _output_token_ids(options: decoder_pb2.GenerationOptions, max_tokens: int, capacity: Capacity) -> tuple[int, ...]:
-    _check(len(options.output_token_ids) <= 1, "output_token_ids", "has an entry for each choice: there is one choice")
+    _check(
+        len(options.output_token_ids) <= 1,
+        "output_token_ids",
+        "takes an entry for each choice, and there is one choice",
+    )
     given = tuple(options.output_token_ids[0].ids) if options.output_token_ids else ()
     check_vocabulary(given, "output_token_ids", capacity)
-    _check(len(given) <= max_tokens, "output_token_ids", f"has {len(given)} tokens, max_tokens is {max_tokens}")
+    _check(
+        len(given) <= max_tokens,
+        "output_token_ids",
+        f"has {len(given)} tokens, more than the {max_tokens} of 'max_tokens'",
+    )
     return given
 
 
 def _check(holds: bool, param: str, rule: str) -> None:
     if not holds:
-        raise InvalidRequest(f"{param} {rule}", param=param)
+        raise InvalidRequest(f"'{param}' {rule}.", param=param)

@@ -77,9 +77,9 @@ class Scheduler:
         """
         assert self.block_manager.can_ever_hold(sequence.max_total_tokens)
         if len(self.waiting) >= self._max_waiting:
-            raise QueueFull(f"{len(self.waiting)} requests are waiting, the most that may")
+            raise QueueFull(f"{len(self.waiting)} requests are waiting, the most that may.")
         if self.waiting and self.num_waiting_tokens + sequence.num_uncomputed_tokens > self._max_waiting_tokens:
-            raise QueueFull(f"requests with {self.num_waiting_tokens} tokens are waiting, no room for more")
+            raise QueueFull(f"Requests with {self.num_waiting_tokens} tokens are waiting, the most that may.")
         self.waiting.append(sequence)
 
     def drop_expired(self, now: float) -> list[Sequence]:

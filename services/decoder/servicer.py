@@ -33,7 +33,7 @@ class WorkerDoor(Door[DecoderWorker]):
         """Raises: ModelNotFound for another name, and what `open` raises."""
         worker = self.open()
         if model and model != worker.model_id:
-            raise ModelNotFound(f"there is no model {model!r} here", param="model")
+            raise ModelNotFound("This worker has no such model.", param="model")
         describe_request(model=worker.model_id)
         return worker
 
@@ -57,7 +57,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
             prompt_ids = list(request.token_ids.ids)
             check_vocabulary(prompt_ids, "prompt", worker.capacity)
         if not prompt_ids:
-            raise InvalidRequest("the prompt is empty", param="prompt")
+            raise InvalidRequest("'prompt' has no tokens.", param="prompt")
         defaults = worker.defaults
         defaults = Defaults(COMPLETION_MAX_TOKENS, defaults.temperature, defaults.top_p, defaults.top_k)
         stream = _Stream(self._metrics, worker, "completions", "prompt", defaults, time.perf_counter() - started)

@@ -97,7 +97,7 @@ class Batcher:
             self._turns and self.num_waiting_tokens + num_tokens > self._max_waiting_tokens
         ):
             raise QueueFull(
-                f"{len(self._turns)} requests with {self.num_waiting_tokens} tokens are waiting",
+                f"{len(self._turns)} requests with {self.num_waiting_tokens} tokens are waiting, the most that may.",
                 retry_after_ms=self._wait_ms(),
             )
         answer: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
@@ -123,7 +123,7 @@ class Batcher:
     def _cut(self, now: float) -> list[tuple[_Request, int]]:
         """The next batch: an item of each request in turn, while the budget lasts."""
         for request in [r for r in self._turns if r.deadline is not None and r.deadline <= now]:
-            self._fail(request, DeadlineExceeded("the deadline passed in the queue"))
+            self._fail(request, DeadlineExceeded("The deadline passed in the queue."))
         batch: list[tuple[_Request, int]] = []
         budget = self._max_batch_tokens
         while self._turns:
@@ -153,7 +153,7 @@ class Batcher:
             outputs = await self._execute(items)
         except Exception as error:
             for request in requests:
-                self._fail(request, Internal("the model's pass failed"), cause=error)
+                self._fail(request, Internal("The model's pass failed."), cause=error)
             return
         finally:
             self.num_running_requests = 0

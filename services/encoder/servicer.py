@@ -88,7 +88,7 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
         for model in self._described():
             if model.id == request.model:
                 return models_pb2.GetModelResponse(model=model)
-        raise ModelNotFound(f"there is no model {request.model!r} here", param="model")
+        raise ModelNotFound("This worker has no such model.", param="model")
 
     def _described(self) -> list[models_pb2.Model]:
         worker = self._door.worker

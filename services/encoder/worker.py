@@ -90,11 +90,10 @@ class EncoderWorker:
         """
         known = [model for model in self.runner.models if not name or model.model_id == name]
         if not known:
-            raise ModelNotFound(f"there is no model {name!r} here", param="model")
+            raise ModelNotFound("This worker has no such model.", param="model")
         able = [model for model in known if task in model.heads]
         if not able:
-            what = f"the model {name!r} has" if name else "the models here have"
-            raise TaskNotSupported(f"{what} no task {task!r}", param="model")
+            raise TaskNotSupported(f"This model does not serve the task '{task}'.", param="model")
         return able[0]
 
     def describe(self, model: ServedModel, *, is_draining: bool) -> models_pb2.Model:

@@ -24,11 +24,10 @@ class ClassifyText:
     async def encode(self, request: encoder_pb2.ClassifyTextRequest, head: Head, encoder: TextEncoder) -> EncodedInputs:
         parameters = request.parameters
         if parameters.HasField("top_k") and parameters.top_k < 1:
-            raise InvalidRequest("parameters.top_k must be at least 1", param="parameters.top_k")
+            raise InvalidRequest("'parameters.top_k' must be at least 1.", param="parameters.top_k")
         if parameters.function_to_apply not in _FUNCTIONS:
             raise InvalidRequest(
-                f"parameters.function_to_apply has no value {parameters.function_to_apply}",
-                param="parameters.function_to_apply",
+                "'parameters.function_to_apply' is no known function.", param="parameters.function_to_apply"
             )
         tokens = await encode_texts(encoder, request.inputs, param="inputs")
         return fit(encoder, tokens, head, param="inputs", may_truncate=request.truncate)

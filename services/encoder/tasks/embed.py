@@ -16,7 +16,7 @@ class EmbedText:
 
     async def encode(self, request: encoder_pb2.EmbedTextRequest, head: Head, encoder: TextEncoder) -> EncodedInputs:
         if request.HasField("dimensions") and not 1 <= request.dimensions <= encoder.width:
-            raise InvalidRequest(f"dimensions must be between 1 and {encoder.width}", param="dimensions")
+            raise InvalidRequest(f"'dimensions' must be at least 1 and at most {encoder.width}.", param="dimensions")
         kinds = {one.WhichOneof("content") for one in request.input}
         if "tokens" not in kinds:
             tokens = await encode_texts(encoder, [one.text for one in request.input], param="input")
@@ -24,7 +24,7 @@ class EmbedText:
             size = encoder.vocabulary_size
             tokens = [_given(one.tokens.ids, index, size) for index, one in enumerate(request.input)]
         else:
-            raise InvalidRequest("input has both texts and tokens", param="input")
+            raise InvalidRequest("'input' can't hold both texts and tokens.", param="input")
         return fit(encoder, tokens, head, param="input", may_truncate=request.truncate)
 
     def decode(
@@ -38,10 +38,10 @@ class EmbedText:
 
 def _given(token_ids: Sequence[int], index: int, vocabulary_size: int) -> Tokens:
     if not token_ids:
-        raise InvalidRequest(f"input[{index}] has no token", param="input")
+        raise InvalidRequest(f"'input[{index}]' needs at least one token.", param="input")
     for token_id in token_ids:
         if not 0 <= token_id < vocabulary_size:
-            message = f"input[{index}] has {token_id}, which is no token: ids go from 0 to {vocabulary_size - 1}"
+            message = f"'input[{index}]' holds what is no token: ids go from 0 to {vocabulary_size - 1}."
             raise InvalidRequest(message, param="input")
     return Tokens(list(token_ids), [0] * len(token_ids))
 

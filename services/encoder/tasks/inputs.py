@@ -46,10 +46,10 @@ class EncodedInputs:
 async def encode_texts(encoder: TextEncoder, texts: Sequence[str], *, param: str) -> list[Tokens]:
     """Raises: InvalidRequest for no text or an empty one."""
     if not texts:
-        raise InvalidRequest(f"{param} is empty", param=param)
+        raise InvalidRequest(f"'{param}' needs at least one text.", param=param)
     for index, text in enumerate(texts):
         if not text:
-            raise InvalidRequest(f"{param}[{index}] is an empty text", param=param)
+            raise InvalidRequest(f"'{param}[{index}]' is an empty text.", param=param)
     return await asyncio.to_thread(encoder.encode_batch, texts)
 
 
@@ -63,7 +63,7 @@ def fit(
         if len(one.ids) > encoder.max_input_tokens:
             if not may_truncate:
                 raise ContextLengthExceeded(
-                    f"{param}[{index}] has {len(one.ids)} tokens, the model takes {encoder.max_input_tokens}",
+                    f"'{param}[{index}]' has {len(one.ids)} tokens, the model takes {encoder.max_input_tokens}.",
                     param=param,
                 )
             fitting, is_truncated = encoder.truncated(one), True

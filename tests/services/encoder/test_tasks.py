@@ -90,7 +90,7 @@ async def test_inputs_that_do_not_fit() -> None:
     encoder, task = WordEncoder(), ClassifyText()
     fine = await task.encode(classify("a b", "c"), HEAD, encoder)
     assert ([one.num_tokens for one in fine.items], fine.num_tokens, fine.is_truncated) == ([2, 1], 3, False)
-    with pytest.raises(ContextLengthExceeded, match=r"inputs.1. has 7 tokens, the model takes 5") as refused:
+    with pytest.raises(ContextLengthExceeded, match=r"'inputs.1.' has 7 tokens, the model takes 5") as refused:
         await task.encode(classify("a", "a " * 7), HEAD, encoder)
     assert refused.value.param == "inputs"
     cut = await task.encode(classify("a", "a " * 7, truncate=True), HEAD, encoder)
@@ -100,7 +100,7 @@ async def test_inputs_that_do_not_fit() -> None:
 async def test_given_tokens_are_taken_as_they_are() -> None:
     given = await EmbedText().encode(embed([1, 99], [7]), HEAD, WordEncoder())
     assert [one.token_ids for one in given.items] == [[1, 99], [7]]
-    with pytest.raises(ContextLengthExceeded, match=r"input.0. has 6 tokens, the model takes 5"):
+    with pytest.raises(ContextLengthExceeded, match=r"'input.0.' has 6 tokens, the model takes 5"):
         await EmbedText().encode(embed([1] * 6), HEAD, WordEncoder())
 
 
