@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from model.linear import Linear
 from model.metadata import AttentionMetadata
 
 
@@ -16,6 +17,24 @@ class Embedding(nn.Module):
 
     def forward(self, ids_T: Tensor) -> Tensor:
         return embedding(ids_T, self.weight)
+
+
+class LaterRows(Embedding):
+    """Row first + i of a table whose first rows stand for no position (RoBERTa's). Shape: ids `[T]` -> `[T, D]`."""
+
+    def __init__(self, num_rows: int, width: int, *, first: int) -> None:
+        super().__init__(num_rows, width)
+        self.first = first
+
+    def forward(self, ids_T: Tensor) -> Tensor:
+        return embedding(ids_T, self.weight[self.first :])
+
+
+class FirstRow(Embedding):
+    """Row 0 whatever the id: for a table that knows one kind (RoBERTa's segments). Shape: ids `[T]` -> `[T, D]`."""
+
+    def forward(self, ids_T: Tensor) -> Tensor:
+        return self.weight[:1].expand(len(ids_T), -1)
 
 
 class TokenEmbeddings(nn.Module):
@@ -41,17 +60,41 @@ class PositionedEmbeddings(nn.Module):
         return self.tokens(token_ids_T) + self.positions(metadata.positions_T)
 
 
+class UnsegmentedEmbeddings(nn.Module):
+    """Tokens plus learned positions, then a norm: what BERT has, for a family that reads no segments (DistilBERT)."""
+
+    def __init__(self, tokens: Embedding, positions: Embedding, norm: nn.Module) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.positions = positions
+        self.norm = norm
+
+    def forward(self, token_ids_T: Tensor, token_types_T: Tensor, metadata: AttentionMetadata) -> Tensor:
+        return self.norm(self.tokens(token_ids_T) + self.positions(metadata.positions_T))
+
+
 class SegmentedEmbeddings(nn.Module):
     """Tokens plus learned positions plus segments, then a norm (BERT, §3.2)."""
 
-    def __init__(
-        self, vocabulary_size: int, max_positions: int, num_segments: int, width: int, norm: nn.Module
-    ) -> None:
+    def __init__(self, tokens: Embedding, positions: Embedding, segments: Embedding, norm: nn.Module) -> None:
         super().__init__()
-        self.tokens = Embedding(vocabulary_size, width)
-        self.positions = Embedding(max_positions, width)
-        self.segments = Embedding(num_segments, width)
+        self.tokens = tokens
+        self.positions = positions
+        self.segments = segments
         self.norm = norm
 
     def forward(self, token_ids_T: Tensor, token_types_T: Tensor, metadata: AttentionMetadata) -> Tensor:
         return self.norm(self.tokens(token_ids_T) + self.segments(token_types_T) + self.positions(metadata.positions_T))
+
+
+class ProjectedEmbeddings(SegmentedEmbeddings):
+    """The same from tables narrower than the model, then a product to its width (ELECTRA, §3.2)."""
+
+    def __init__(
+        self, tokens: Embedding, positions: Embedding, segments: Embedding, norm: nn.Module, projection: Linear
+    ) -> None:
+        super().__init__(tokens, positions, segments, norm)
+        self.projection = projection
+
+    def forward(self, token_ids_T: Tensor, token_types_T: Tensor, metadata: AttentionMetadata) -> Tensor:
+        return self.projection(super().forward(token_ids_T, token_types_T, metadata), metadata)

@@ -6,14 +6,14 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from model.block import EncoderBlock
-from model.embeddings import SegmentedEmbeddings
+from model.embeddings import SegmentedEmbeddings, UnsegmentedEmbeddings
 from model.metadata import AttentionMetadata
 
 
 class Encoder(nn.Module):
     """Embeddings, then blocks. Shape: ids and types `[T]` -> hidden `[T, D]`."""
 
-    def __init__(self, embeddings: SegmentedEmbeddings, blocks: Sequence[EncoderBlock]) -> None:
+    def __init__(self, embeddings: SegmentedEmbeddings | UnsegmentedEmbeddings, blocks: Sequence[EncoderBlock]) -> None:
         super().__init__()
         self.embeddings = embeddings
         self.blocks = nn.ModuleList(blocks)

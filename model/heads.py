@@ -53,13 +53,16 @@ class Pooling(nn.Module):
 
 
 class SequenceClassifier(nn.Module):
-    """A score a label from [CLS]: tanh pooler, then a linear layer (BERT, §3.2). Shape: `[T, D] -> [S, labels]`."""
+    """A score a label from [CLS]: a pooler, then a linear layer (BERT, §3.2). Shape: `[T, D] -> [S, labels]`.
 
-    def __init__(self, width: int, num_labels: int) -> None:
+    The pooler ends in tanh as BERT's does, or in what a family that came later has there.
+    """
+
+    def __init__(self, width: int, num_labels: int, activation: str = "tanh") -> None:
         super().__init__()
         self.first_token = FirstToken()
         self.pooler = Linear(width, width, has_bias=True)
-        self.activation = Activation("tanh")
+        self.activation = Activation(activation)
         self.classifier = Linear(width, num_labels, has_bias=True)
         self.widen = Widen()
 
@@ -81,6 +84,20 @@ class TokenClassifier(nn.Module):
         return self.widen(self.classifier(x_TD, metadata))
 
 
+class ReplacedTokenDetector(nn.Module):
+    """For each token, how surely another stood there before (ELECTRA, §2). Shape: `[T, D] -> [T, 1]`."""
+
+    def __init__(self, width: int, activation: str) -> None:
+        super().__init__()
+        self.transform = Linear(width, width, has_bias=True)
+        self.activation = Activation(activation)
+        self.score = Linear(width, 1, has_bias=True)
+        self.widen = Widen()
+
+    def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
+        return self.widen(self.score(self.activation(self.transform(x_TD, metadata)), metadata))
+
+
 class SpanExtractor(nn.Module):
     """For each token, how well an answer starts and ends there (BERT, §4.2). Shape: `[T, D] -> [T, 2]`."""
 
@@ -96,16 +113,17 @@ class SpanExtractor(nn.Module):
 class MaskedLanguageModel(nn.Module):
     """A score a vocabulary entry for each logit row (BERT, §3.1). Shape: `[T, D] -> [L, V]`.
 
-    The decoding matrix is the token table.
+    The decoding matrix is the token table, and `norm` is of its width.
     """
 
     def __init__(self, width: int, activation: str, norm: nn.Module, tokens: Embedding) -> None:
         super().__init__()
         self.take_rows = TakeRows()
-        self.transform = Linear(width, width, has_bias=True)
+        vocabulary_size, token_width = tokens.weight.shape
+        self.transform = Linear(width, token_width, has_bias=True)
         self.activation = Activation(activation)
         self.norm = norm
-        self.decoder = Linear(width, tokens.weight.shape[0], has_bias=True)
+        self.decoder = Linear(token_width, vocabulary_size, has_bias=True)
         self.decoder.weight = tokens.weight
         self.widen = Widen()
 

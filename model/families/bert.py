@@ -9,7 +9,7 @@ from torch import nn
 
 from model.attention import MultiHeadAttention
 from model.block import EncoderBlock
-from model.embeddings import SegmentedEmbeddings
+from model.embeddings import Embedding, SegmentedEmbeddings, UnsegmentedEmbeddings
 from model.encoder import Encoder, EncoderModel
 from model.families.config import refuse_other, require
 from model.families.weight_map import WeightMap
@@ -19,7 +19,7 @@ from model.kernels import select_kernel
 from model.metadata import AttentionSpec
 from model.normalization import LayerNorm
 
-_BODY = {
+BODY = {
     "embeddings.word_embeddings": "encoder.embeddings.tokens",
     "embeddings.position_embeddings": "encoder.embeddings.positions",
     "embeddings.token_type_embeddings": "encoder.embeddings.segments",
@@ -78,7 +78,7 @@ class BertConfig:
             inner_width=require(config, "intermediate_size"),
             activation=require(config, "hidden_act"),
             epsilon=require(config, "layer_norm_eps"),
-            num_labels=len(config["id2label"]) if "id2label" in config else int(config.get("num_labels", 2)),
+            num_labels=count_labels(config),
         )
 
     @property
@@ -87,18 +87,48 @@ class BertConfig:
         return AttentionSpec(self.num_heads, self.num_heads, head_width, head_width**-0.5, is_causal=False)
 
 
+def count_labels(config: Mapping[str, Any]) -> int:
+    return len(config["id2label"]) if "id2label" in config else int(config.get("num_labels", 2))
+
+
 def build(config: Mapping[str, Any], architecture: str, device: torch.device) -> EncoderModel:
     """An encoder with the head that the architecture names; weights are empty."""
     c = BertConfig.read(config)
-    encoder = Encoder(
-        SegmentedEmbeddings(c.vocabulary_size, c.max_positions, c.num_segments, c.width, LayerNorm(c.width, c.epsilon)),
-        [_block(c, device) for _ in range(c.num_blocks)],
+    embeddings = SegmentedEmbeddings(
+        Embedding(c.vocabulary_size, c.width),
+        Embedding(c.max_positions, c.width),
+        Embedding(c.num_segments, c.width),
+        LayerNorm(c.width, c.epsilon),
     )
-    return EncoderModel(encoder, _head(c, architecture, encoder), c)
+    head = compose_head(c, architecture, embeddings.tokens, pooler="tanh", transform=c.activation)
+    return EncoderModel(compose_encoder(c, embeddings, device), head, c)
 
 
 def weights(config: Mapping[str, Any], architecture: str) -> WeightMap:
-    return WeightMap({**_BODY, **_HEADS[architecture]}, optional_prefix="bert.", ignored=_IGNORED)
+    return WeightMap({**BODY, **_HEADS[architecture]}, optional_prefix="bert.", ignored=_IGNORED)
+
+
+def compose_encoder(
+    c: BertConfig, embeddings: SegmentedEmbeddings | UnsegmentedEmbeddings, device: torch.device
+) -> Encoder:
+    """BERT's blocks over any of its embeddings: what all families of its shape share."""
+    return Encoder(embeddings, [_block(c, device) for _ in range(c.num_blocks)])
+
+
+def compose_head(
+    c: BertConfig, architecture: str, tokens: Embedding, *, pooler: str, transform: str
+) -> nn.Module | None:
+    """The head that an architecture names after "For"; `pooler` and `transform` are the activations in it."""
+    _, _, task = architecture.partition("For")
+    if task == "SequenceClassification":
+        return SequenceClassifier(c.width, c.num_labels, pooler)
+    if task == "TokenClassification":
+        return TokenClassifier(c.width, c.num_labels)
+    if task == "QuestionAnswering":
+        return SpanExtractor(c.width)
+    if task == "MaskedLM":
+        return MaskedLanguageModel(c.width, transform, LayerNorm(tokens.weight.shape[1], c.epsilon), tokens)
+    return None
 
 
 def _block(c: BertConfig, device: torch.device) -> EncoderBlock:
@@ -108,16 +138,3 @@ def _block(c: BertConfig, device: torch.device) -> EncoderBlock:
         feed_forward=FeedForward(c.width, c.inner_width, c.activation, has_bias=True),
         feed_forward_norm=LayerNorm(c.width, c.epsilon),
     )
-
-
-def _head(c: BertConfig, architecture: str, encoder: Encoder) -> nn.Module | None:
-    if architecture == "BertForSequenceClassification":
-        return SequenceClassifier(c.width, c.num_labels)
-    if architecture == "BertForTokenClassification":
-        return TokenClassifier(c.width, c.num_labels)
-    if architecture == "BertForQuestionAnswering":
-        return SpanExtractor(c.width)
-    if architecture == "BertForMaskedLM":
-        norm = LayerNorm(c.width, c.epsilon)
-        return MaskedLanguageModel(c.width, c.activation, norm, encoder.embeddings.tokens)
-    return None
