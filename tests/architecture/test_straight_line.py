@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from model.attention import Attend
 from model.embeddings import Embedding
-from model.families import bert, encoder_decoder, gpt2, llama
+from model.families import bert, distilbert, electra, encoder_decoder, gpt2, llama, roberta
 from model.feed_forward import Activation, Gate
 from model.heads import FirstToken, TakeRows, Widen
 from model.linear import Linear
@@ -20,10 +20,16 @@ from model.rotary import Rotary
 LEAVES = (Embedding, Linear, LayerNorm, RMSNorm, Rotary, Attend, Gate, Activation, TakeRows, FirstToken, Widen)
 MODELS: dict[str, Callable[[], nn.Module]] = {
     **{
-        architecture: lambda architecture=architecture: bert.build(
-            small_models.bert(architecture).config.to_dict(), architecture, torch.device("cpu")
+        architecture: lambda architecture=architecture, family=family, small=small: family.build(
+            small(architecture).config.to_dict(), architecture, torch.device("cpu")
         )
-        for architecture in bert.ARCHITECTURES
+        for family, small in (
+            (bert, small_models.bert),
+            (distilbert, small_models.distilbert),
+            (roberta, small_models.roberta),
+            (electra, small_models.electra),
+        )
+        for architecture in family.ARCHITECTURES
     },
     "gpt2": lambda: gpt2.build(small_models.gpt2().config.to_dict(), "GPT2LMHeadModel", torch.device("cpu")),
     "llama": lambda: llama.build(small_models.llama().config.to_dict(), "LlamaForCausalLM", torch.device("cpu")),

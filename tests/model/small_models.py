@@ -3,14 +3,12 @@
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
-    BertForMaskedLM,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-    BertModel,
+    DistilBertConfig,
+    ElectraConfig,
     EncoderDecoderConfig,
     EncoderDecoderModel,
     GPT2Config,
@@ -21,6 +19,14 @@ from transformers import (
 )
 
 VOCABULARY_SIZE = 96
+_BERT_SETTINGS = {
+    "vocab_size": VOCABULARY_SIZE,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
 
 
 def llama(**changes: object) -> PreTrainedModel:
@@ -42,14 +48,31 @@ def gpt2(**changes: object) -> PreTrainedModel:
 
 
 def bert(kind: str = "BertModel", **changes: object) -> PreTrainedModel:
-    kinds = (
-        BertModel,
-        BertForMaskedLM,
-        BertForSequenceClassification,
-        BertForTokenClassification,
-        BertForQuestionAnswering,
-    )
-    return _random({k.__name__: k for k in kinds}[kind](_bert_config(**changes)))
+    return _random(getattr(transformers, kind)(_bert_config(**changes)))
+
+
+def distilbert(kind: str = "DistilBertModel", **changes: object) -> PreTrainedModel:
+    settings = {
+        "vocab_size": VOCABULARY_SIZE,
+        "dim": 48,
+        "hidden_dim": 80,
+        "n_layers": 3,
+        "n_heads": 4,
+        "max_position_embeddings": 128,
+    }
+    return _random(getattr(transformers, kind)(DistilBertConfig(**{**settings, **changes})))
+
+
+def roberta(kind: str = "RobertaModel", **changes: object) -> PreTrainedModel:
+    """RoBERTa or XLM-RoBERTa, as the kind says: 128 positions and two rows for none. Token 1 is padding."""
+    settings = {**_BERT_SETTINGS, "max_position_embeddings": 130, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+    model = getattr(transformers, kind)
+    return _random(model(model.config_class(**{**settings, **changes})))
+
+
+def electra(kind: str = "ElectraModel", **changes: object) -> PreTrainedModel:
+    settings = {**_BERT_SETTINGS, "embedding_size": 32}
+    return _random(getattr(transformers, kind)(ElectraConfig(**{**settings, **changes})))
 
 
 def encoder_decoder() -> PreTrainedModel:
@@ -75,15 +98,7 @@ def _gpt2_config(**changes: object) -> GPT2Config:
 
 
 def _bert_config(**changes: object) -> BertConfig:
-    settings = {
-        "vocab_size": VOCABULARY_SIZE,
-        "hidden_size": 48,
-        "intermediate_size": 80,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 128,
-    }
-    return BertConfig(**{**settings, **changes})
+    return BertConfig(**{**_BERT_SETTINGS, **changes})
 
 
 def _random(model: PreTrainedModel) -> PreTrainedModel:

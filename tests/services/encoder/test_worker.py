@@ -75,6 +75,41 @@ async def test_classification_equals_the_pipeline(changes: dict[str, object], tm
         assert [x.score for x in single.results[0].labels] == pytest.approx([x.score for x in labels.labels], abs=1e-6)
 
 
+@pytest.mark.parametrize("family", ["roberta", "distilbert", "electra"])
+async def test_families_of_berts_shape_are_served(family: str, tmp_path: Path) -> None:
+    """Labels equal the pipeline's and vectors a mean of the reference's, up to the longest input that there is."""
+    small, kind = {
+        "roberta": (small_models.roberta, "RobertaForSequenceClassification"),
+        "distilbert": (small_models.distilbert, "DistilBertForSequenceClassification"),
+        "electra": (small_models.electra, "ElectraForSequenceClassification"),
+    }[family]
+    reference = small(kind, num_labels=3)
+    small_models.save(reference, tmp_path)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "tokenizer.json"),
+        pad_token="[UNK]",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    texts = ["w11 w2 w3", "w90 w4", "w5 " * 128, "w7"]
+    expected = pipeline("text-classification", model=reference, tokenizer=tokenizer, top_k=None)(texts, batch_size=1)
+    async with worker(model=tmp_path, model_id="small") as channel:
+        stub = encoder_pb2_grpc.EncoderServiceStub(channel)
+        told = await stub.ClassifyText(encoder_pb2.ClassifyTextRequest(inputs=texts))
+        vectors = await stub.EmbedText(encoder_pb2.EmbedTextRequest(input=[text(t) for t in texts]))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.ClassifyText(encoder_pb2.ClassifyTextRequest(inputs=["w5 " * 129]))
+        [model] = (await models_pb2_grpc.ModelServiceStub(channel).ListModels(models_pb2.ListModelsRequest())).models
+    assert from_rpc_error(refused.value).code == "context_length_exceeded"
+    assert (list(model.tasks), model.max_input_tokens) == (["embeddings", "classify"], 128)
+    for value, labels, vector, wanted in zip(texts, told.results, vectors.embeddings, expected, strict=True):
+        assert [x.label for x in labels.labels] == [x["label"] for x in wanted]
+        assert [x.score for x in labels.labels] == pytest.approx([x["score"] for x in wanted], abs=1e-5)
+        with torch.inference_mode():
+            hidden = reference.base_model(tokenizer(value, return_tensors="pt")["input_ids"]).last_hidden_state[0]
+        mean = torch.nn.functional.normalize(hidden.mean(0), dim=0).tolist()
+        assert list(vector.values) == pytest.approx(mean, abs=1e-5)
+
+
 async def test_the_function_can_be_chosen(tmp_path: Path) -> None:
     reference = small_models.bert("BertForSequenceClassification", num_labels=3)
     small_models.save(reference, tmp_path)
