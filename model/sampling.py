@@ -67,7 +67,8 @@ def _mix(z: int) -> int:
 
 def _draw(logits_V: Tensor, p: SamplingParams, chance: float) -> int:
     """Inverse transform sampling over the candidates, likeliest first and the lower id first among equals."""
-    scaled_V = logits_V.double() / p.temperature
+    # The likeliest at 0, so that no temperature, however small, overflows.
+    scaled_V = (logits_V.double() - logits_V.max()) / p.temperature
     log_total = torch.logsumexp(scaled_V, dim=0)
     if 0 < p.top_k < len(scaled_V):
         log_total = torch.logsumexp(torch.topk(scaled_V, p.top_k).values, dim=0)

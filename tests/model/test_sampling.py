@@ -83,3 +83,10 @@ def test_uniform_is_a_number_below_one(seed: int, choice: int, position: int) ->
 def test_uniform_parts_are_told_apart() -> None:
     values = {uniform(seed, choice, position) for seed in range(10) for choice in range(10) for position in range(10)}
     assert len(values) == 1000
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-308, 5e-324])
+def test_the_smallest_temperatures_take_the_likeliest(temperature: float) -> None:
+    logits_LV = torch.tensor([[30.0, -40.0, 30.5, 29.0]])
+    params = [SamplingParams(temperature, seed=7)]
+    assert Sampler()(logits_LV, params, [0]) == [2]
