@@ -28,6 +28,7 @@ OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_connection_age_grace_ms", 15 * 60 * 1000),  # longer than any request's deadline
     ("grpc.keepalive_time_ms", 30 * 1000),  # a dead machine does not reset its connections
     ("grpc.keepalive_timeout_ms", 10 * 1000),
+    ("grpc.http2.ping_timeout_ms", 10 * 1000),  # else a minute, whatever the line above says
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5 * 1000),
 )
@@ -39,6 +40,7 @@ CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_reconnect_backoff_ms", 1000),  # a worker that came back is found within a second
     ("grpc.keepalive_time_ms", 10 * 1000),
     ("grpc.keepalive_timeout_ms", 5 * 1000),
+    ("grpc.http2.ping_timeout_ms", 5 * 1000),  # else a minute, whatever the line above says
 )
 """For channels to such a server."""
 

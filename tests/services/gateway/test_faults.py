@@ -38,6 +38,11 @@ class WorkerProcess:
             cwd=FAKES.parents[3],
         )
 
+    def pause(self) -> None:
+        """It neither answers nor closes a connection from now on, like a machine that is gone."""
+        assert self._child is not None
+        self._child.send_signal(signal.SIGSTOP)
+
     def kill(self, number: int = signal.SIGKILL) -> None:
         if self._child is not None:
             self._child.send_signal(number)
@@ -80,6 +85,22 @@ async def test_a_worker_that_dies_mid_stream(house_of_process, worker):
     assert response.json()["error"]["code"] == "no_worker"
     assert response.headers["retry-after-ms"] == "1000"
     assert (await house.http.get("/v1/models/smol")).json()["state"] == "unavailable"
+
+
+@pytest.mark.slow
+async def test_a_worker_that_falls_silent_mid_stream(house_of_process, worker):
+    """Pings find out, in seconds: ten until the first, five for its answer."""
+    house = house_of_process
+    async with house.http.stream("POST", "/v1/chat/completions", json=STREAM, timeout=40) as response:
+        lines = response.aiter_lines()
+        await anext(lines)
+        worker.pause()
+        paused = time.monotonic()
+        rest = [line async for line in lines]
+    assert time.monotonic() - paused < 25
+    assert '"worker_lost"' in "".join(rest)
+    assert "data: [DONE]" not in rest
+    await house.until_metric(0, "janus_worker_up", worker_kind="decoder")
 
 
 async def test_a_worker_that_cuts_its_streams(house):
