@@ -10,7 +10,7 @@ import tokenizers
 from model.errors import CheckpointError
 
 _REPLACEMENT = "\ufffd"
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+_BYTE_TOKEN = re.compile(r"<0x..>")
 # How many tokens the window of a detokenizer may have, and how many it keeps when it has more: more than the three
 # that may be an incomplete character, so that some text stands before them.
 _MAX_WINDOW_TOKENS, _MIN_WINDOW_TOKENS = 16, 8

@@ -62,7 +62,8 @@ class GGUFCheckpoint:
         # Not a weight but a part of the config, in a tensor's clothes.
         rope_factors = self.read(_ROPE_FACTORS) if _ROPE_FACTORS in self._infos else None
         self._infos.pop(_ROPE_FACTORS, None)
-        self.config: Mapping[str, Any] = read_config(self._metadata, self._infos, rope_factors)
+        shapes = {name: info.shape for name, info in self._infos.items()}
+        self.config: Mapping[str, Any] = read_config(self._metadata, shapes, rope_factors)
         self.generation_config: Mapping[str, Any] = read_generation_config(self._metadata)
         self.chat_template = self._metadata.text("tokenizer.chat_template")
 
@@ -111,7 +112,9 @@ class GGUFCheckpoint:
             return torch.frombuffer(bytearray(raw), dtype=_PLAIN_TYPES[info.block_type])
         rows = numpy.frombuffer(raw, dtype=numpy.uint8).reshape(*info.shape[:-1], -1)
         try:
-            return torch.from_numpy(dequantize(rows, info.block_type))
+            # A broken scale makes numbers that are none, which is no warning's business.
+            with numpy.errstate(all="ignore"):
+                return torch.from_numpy(dequantize(rows, info.block_type))
         except NotImplementedError as error:
             raise CheckpointError(f"{self.path}: {name}: blocks of {info.block_type.name} can't be read") from error
 

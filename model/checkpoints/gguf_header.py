@@ -21,6 +21,8 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _MAX_DIMENSIONS = 4
 _DEFAULT_ALIGNMENT = 32
+# The most entries of an array, or bytes of a text, that are believed: far above any vocabulary, far below memory.
+_MAX_ENTRIES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,8 @@ class _Reader:
         count = self._scalar("Q")
         if count > len(self._file) - self._at:
             raise CheckpointError(f"the header promises {count} entries, more than the file has bytes left")
+        if count > _MAX_ENTRIES:
+            raise CheckpointError(f"the header promises {count} entries; up to {_MAX_ENTRIES} are read")
         return count
 
     def _string(self) -> str:

@@ -58,13 +58,13 @@ def read_tokenizer(metadata: GGUFMetadata) -> JanusTokenizer:
     else:
         raise metadata.error(f"a vocabulary of kind {kind!r} is not known; known: 'gpt2', 'llama'")
     _add_special_tokens(backend, metadata)
-    bos, eos = (None if (i := metadata.token_id(name)) is None else metadata.tokens[i] for name in ("bos", "eos"))
-    around = (
-        bos if metadata.flag("tokenizer.ggml.add_bos_token", adds_bos) else None,
-        eos if metadata.flag("tokenizer.ggml.add_eos_token", False) else None,
-    )
-    _surround(backend, *around)
-    return JanusTokenizer(backend, bos, eos)
+    bos, eos = metadata.token_id("bos"), metadata.token_id("eos")
+    around = {
+        "first": bos if metadata.flag("tokenizer.ggml.add_bos_token", adds_bos) else None,
+        "last": eos if metadata.flag("tokenizer.ggml.add_eos_token", False) else None,
+    }
+    _surround(backend, metadata.tokens, {place: i for place, i in around.items() if i is not None})
+    return JanusTokenizer(backend, *(None if i is None else metadata.tokens[i] for i in (bos, eos)))
 
 
 def _byte_level(metadata: GGUFMetadata) -> tuple[Tokenizer, bool]:
@@ -145,13 +145,16 @@ def _add_special_tokens(backend: Tokenizer, metadata: GGUFMetadata) -> None:
     backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
 
 
-def _surround(backend: Tokenizer, bos: str | None, eos: str | None) -> None:
-    """What stands around every text: the tokens that the file says are added."""
-    first, last = ([token] if token else [] for token in (bos, eos))
-    if first or last:
-        special = [(token, backend.token_to_id(token)) for token in {*first, *last}]
+def _surround(backend: Tokenizer, tokens: list[str], around: dict[str, int]) -> None:
+    """What stands around every text: the tokens that the file says are added, `first` and `last`.
+
+    A template names them by their place: a `:` or a `$` in a token's own name would be part of its language.
+    """
+    first, last = ([place] if place in around else [] for place in ("first", "last"))
+    if around:
+        second = [f"{piece}:1" for piece in (*first, "$B", *last)]
         backend.post_processor = processors.TemplateProcessing(
             single=[*first, "$A", *last],
-            pair=[*first, "$A", *last, *(f"{token}:1" for token in first), "$B:1", *(f"{t}:1" for t in last)],
-            special_tokens=special,
+            pair=[*first, "$A", *last, *second],
+            special_tokens=[{"id": place, "ids": [i], "tokens": [tokens[i]]} for place, i in around.items()],
         )

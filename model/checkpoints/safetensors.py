@@ -70,10 +70,7 @@ class SafetensorsCheckpoint:
         template = self.path / "chat_template.jinja"
         if template.exists():
             return _text(template)
-        named = self._tokenizer_config.get("chat_template")
-        if isinstance(named, list):
-            return next((entry["template"] for entry in named if entry.get("name") == "default"), None)
-        return named
+        return self._text_of("chat_template", _default_template(self._tokenizer_config.get("chat_template")))
 
     @cached_property
     def digest(self) -> str:
@@ -103,14 +100,26 @@ class SafetensorsCheckpoint:
             tensor: Tensor = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: {name} can't be read: {error}") from error
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{path}: {name} holds {str(tensor.dtype).removeprefix('torch.')}, not floats")
         return tensor
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.from_file(
             self.path / "tokenizer.json",
-            bos_token=_token(self._tokenizer_config.get("bos_token")),
-            eos_token=_token(self._tokenizer_config.get("eos_token")),
+            bos_token=self._token("bos_token"),
+            eos_token=self._token("eos_token"),
         )
+
+    def _token(self, key: str) -> str | None:
+        """A special token of tokenizer_config.json: a string, or an object with its `content`."""
+        value = self._tokenizer_config.get(key)
+        return self._text_of(key, value.get("content") if isinstance(value, dict) else value)
+
+    def _text_of(self, key: str, value: Any) -> str | None:
+        if value is not None and not isinstance(value, str):
+            raise CheckpointError(f"{self.path / 'tokenizer_config.json'}: `{key}` is not a text")
+        return value
 
     def _place(self, name: str) -> tuple[Any, Path]:
         if name not in self._files:
@@ -150,6 +159,9 @@ def _optional_json(path: Path) -> dict[str, Any]:
     return _json(path) if path.exists() else {}
 
 
-def _token(value: Any) -> str | None:
-    """A special token of tokenizer_config.json: a string, or an object with its `content`."""
-    return value.get("content") if isinstance(value, dict) else value
+def _default_template(value: Any) -> Any:
+    """A chat template is one text, or a list of named ones."""
+    if not isinstance(value, list):
+        return value
+    named = [entry for entry in value if isinstance(entry, dict) and entry.get("name") == "default"]
+    return named[0].get("template") if named else None

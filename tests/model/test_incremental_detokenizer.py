@@ -1,6 +1,6 @@
 """Text token by token: whole characters, together what `decode` says, and each token at the same cost."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gguf_files
@@ -107,6 +107,20 @@ def test_sentencepiece_on_any_tokens(sentencepiece: Tokenizer, choices: list[int
     assert_streams(sentencepiece, choices, skip_special_tokens=skips)
 
 
+def counted_decoding(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """From here on, how many tokens were decoded so far."""
+    num_decoded = 0
+    decode = Tokenizer.decode
+
+    def counted(self: Tokenizer, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        nonlocal num_decoded
+        num_decoded += len(ids)
+        return decode(self, ids, skip_special_tokens=skip_special_tokens)
+
+    monkeypatch.setattr(Tokenizer, "decode", counted)
+    return lambda: num_decoded
+
+
 def test_half_a_character_waits(byte_level: Tokenizer) -> None:
     ids = [byte_level.token_to_id(SPELLING[byte]) for byte in "é😀".encode()]
     detokenizer = IncrementalDetokenizer(byte_level)
@@ -124,21 +138,53 @@ def test_a_special_token_inside_a_character_is_as_if_not_there(byte_level: Token
     assert IncrementalDetokenizer(byte_level).append([first, *[2] * 50, second]) == "é"
 
 
+def test_byte_tokens_in_any_spelling_wait(tmp_path: Path) -> None:
+    """The decoder takes lower case too, and shows a run of bytes only once it is whole."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02x}>" for byte in "é한".encode()), "a"]
+    metadata = gguf_files.llama_metadata(
+        tokenizer__ggml__tokens=tokens,
+        tokenizer__ggml__scores=[0.0] * len(tokens),
+        tokenizer__ggml__token_type=[2, 3, 3, *([6] * 5), 1],
+    )
+    tokenizer = GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf", metadata)).tokenizer()
+    assert tokenizer.decode([3, 4, 5, 6, 7, 8]) == "é한a"
+    assert_streams(tokenizer, [3, 4, 5, 6, 7, 8])
+    assert_streams(tokenizer, [8, 3, 4, 5, 8, 3])
+
+
+@pytest.mark.parametrize(
+    "text", ["Once upon a time, ", "안녕하세요 ", "def f(x):\n\treturn x\n", "😀👨\u200d👩"], ids=ascii
+)
+def test_ordinary_text_costs_the_same_at_any_length(
+    byte_level: Tokenizer, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = byte_level.encode(text * 200).ids
+    num_decoded = counted_decoding(monkeypatch)
+    detokenizer = IncrementalDetokenizer(byte_level)
+    first = detokenizer.append(ids[: len(ids) // 2])
+    half = num_decoded()
+    assert first + detokenizer.append(ids[len(ids) // 2 :]) + detokenizer.finish() == text * 200
+    assert num_decoded() <= 2.1 * half
+    assert num_decoded() <= 20 * len(ids)
+
+
+def test_sentencepiece_costs_the_same_at_any_length(sentencepiece: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of bytes is decoded once, when it is whole."""
+    text = "ab 한국 é😀 \x00\x01 " * 200
+    ids = sentencepiece.encode(text).ids
+    num_decoded = counted_decoding(monkeypatch)
+    detokenizer = IncrementalDetokenizer(sentencepiece)
+    assert detokenizer.append(ids) + detokenizer.finish() == text
+    assert num_decoded() <= 20 * len(ids)
+
+
 @pytest.mark.parametrize("spelled", ["a", "ï¿½", "Ģ", "ð", "<|im_end|>", "ĠĠ"])
 def test_every_token_costs_the_same(byte_level: Tokenizer, spelled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted in tokens decoded, also where no character ever ends or nothing is ever shown."""
-    num_decoded = 0
-    decode = Tokenizer.decode
-
-    def counted(self: Tokenizer, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        nonlocal num_decoded
-        num_decoded += len(ids)
-        return decode(self, ids, skip_special_tokens=skip_special_tokens)
-
     token_id = byte_level.token_to_id(spelled)
     assert token_id is not None
-    monkeypatch.setattr(Tokenizer, "decode", counted)
+    num_decoded = counted_decoding(monkeypatch)
     detokenizer = IncrementalDetokenizer(byte_level)
     for _ in range(2000):
         detokenizer.append([token_id])
-    assert num_decoded <= 20 * 2000
+    assert num_decoded() <= 20 * 2000

@@ -30,6 +30,11 @@ NAME = "blk.0.ffn_down.weight"
 TEXTBOOK_NAME = "model.layers.0.mlp.down_proj.weight"
 
 
+def one_tensor(path: Path, rows: numpy.ndarray, block_type: GGMLQuantizationType) -> GGUFCheckpoint:
+    metadata = gguf_files.llama_metadata(llama__block_count=1)
+    return GGUFCheckpoint(gguf_files.write(path / "m.gguf", metadata, {}, {NAME: (rows, block_type)}))
+
+
 def packed(block_type: GGMLQuantizationType) -> numpy.ndarray:
     """Four rows of two blocks."""
     block_elements, block_bytes = GGML_QUANT_SIZES[block_type]
@@ -43,7 +48,7 @@ def packed(block_type: GGMLQuantizationType) -> numpy.ndarray:
 @pytest.mark.parametrize("block_type", [*BY_ITS_LIBRARY, *BY_BYTES], ids=lambda block_type: block_type.name)
 def test_blocks_equal_the_library(block_type: GGMLQuantizationType, tmp_path: Path) -> None:
     rows = packed(block_type)
-    checkpoint = GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf", tensors={}, blocks={NAME: (rows, block_type)}))
+    checkpoint = one_tensor(tmp_path, rows, block_type)
     expected = dequantize(rows, block_type)
     assert numpy.isfinite(expected).all()
     assert expected.std() > 0
@@ -64,7 +69,7 @@ def test_blocks_equal_the_library(block_type: GGMLQuantizationType, tmp_path: Pa
 def test_plain_types_are_read_as_they_lie(block_type: GGMLQuantizationType, dtype: torch.dtype, tmp_path: Path) -> None:
     values = torch.randn(4, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
     rows = values.view(torch.uint8).numpy()
-    checkpoint = GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf", tensors={}, blocks={NAME: (rows, block_type)}))
+    checkpoint = one_tensor(tmp_path, rows, block_type)
     read = checkpoint.read(TEXTBOOK_NAME)
     assert read.dtype == dtype
     assert torch.equal(read, values)
@@ -73,7 +78,7 @@ def test_plain_types_are_read_as_they_lie(block_type: GGMLQuantizationType, dtyp
 
 def test_a_type_that_is_not_floats_is_named(tmp_path: Path) -> None:
     rows = numpy.zeros((4, 32), dtype=numpy.uint8)
-    checkpoint = GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf", tensors={}, blocks={NAME: (rows, T.I8)}))
+    checkpoint = one_tensor(tmp_path, rows, T.I8)
     with pytest.raises(CheckpointError, match=r"down_proj.*blocks of I8 can't be read"):
         checkpoint.read(TEXTBOOK_NAME)
 
@@ -176,8 +181,12 @@ def test_linear_stretch(changes: dict[str, Any], tmp_path: Path) -> None:
 
 
 def with_rope_factors(path: Path, factors: numpy.ndarray) -> Path:
-    metadata = gguf_files.llama_metadata(llama__attention__key_length=128, llama__attention__value_length=128)
-    return gguf_files.write(path / "m.gguf", metadata, {"rope_freqs.weight": factors, **gguf_files.llama_tensors()})
+    metadata = gguf_files.llama_metadata(
+        llama__attention__key_length=128, llama__attention__value_length=128, llama__block_count=1
+    )
+    return gguf_files.write(
+        path / "m.gguf", metadata, {"rope_freqs.weight": factors, NAME: gguf_files.llama_tensors()[NAME]}
+    )
 
 
 def test_llama_3_s_stretch_is_known_by_its_factors(tmp_path: Path) -> None:
@@ -239,10 +248,10 @@ def test_no_tensor_at_all(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_not_heads(tmp_path: Path) -> None:
-    tensors = {"blk.0.attn_q.weight": numpy.zeros((12, 32), dtype=numpy.float32)}
+    tensors = {**gguf_files.llama_tensors(), "blk.1.attn_q.weight": numpy.zeros((12, 32), dtype=numpy.float32)}
     checkpoint = GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf", tensors=tensors))
     with pytest.raises(CheckpointError, match="12 rows are not 4 heads"):
-        checkpoint.read("model.layers.0.self_attn.q_proj.weight")
+        checkpoint.read("model.layers.1.self_attn.q_proj.weight")
 
 
 def test_a_name_that_is_not_there(tmp_path: Path) -> None:

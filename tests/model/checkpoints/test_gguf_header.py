@@ -1,9 +1,11 @@
 """The header of a GGUF file: read fast, and every length distrusted."""
 
+import os
 import struct
 import time
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import gguf_files
 import pytest
@@ -79,6 +81,7 @@ BROKEN = {
     "too short": (b"GGUF", "truncated or broken"),
     "version 1": (header(version=1), "version 1 is not read"),
     "version 4": (header(version=4), "version 4 is not read"),
+    "version 99": (header(version=99), "version 99 is not read"),
     "big endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "little endian"),
     "count of metadata": (header(num_metadata=1 << 60), "promises 1152921504606846976 entries"),
     "count of tensors": (header(num_tensors=1 << 60), "promises 1152921504606846976 entries"),
@@ -113,6 +116,20 @@ def test_what_is_broken_is_named(case: str, tmp_path: Path) -> None:
         read_header(path)
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [key("k", ARRAY, struct.pack("<IQ", UINT8, 20 << 20)), struct.pack("<Q", 20 << 20)],
+    ids=["array", "text"],
+)
+def test_a_large_file_does_not_make_large_lengths_true(parts: bytes, tmp_path: Path) -> None:
+    """A list of as many entries as a file of weights has bytes would be many times its size in memory."""
+    path = tmp_path / "m.gguf"
+    path.write_bytes(header(parts, num_metadata=1))
+    os.truncate(path, 30 << 20)
+    with pytest.raises(CheckpointError, match="promises 20971520 entries; up to 16777216 are read"):
+        read_header(path)
+
+
 def test_what_is_not_there(tmp_path: Path) -> None:
     for path in (tmp_path / "m.gguf", tmp_path):
         with pytest.raises(CheckpointError, match="can't be read"):
@@ -122,8 +139,9 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 def test_wherever_a_file_ends_it_is_refused(tmp_path: Path) -> None:
     whole = gguf_files.write(tmp_path / "whole.gguf").read_bytes()
     path = tmp_path / "m.gguf"
+    random = Random(0)
     # The last bytes may be padding.
-    for length in [*range(0, 2048, 37), *range(2048, len(whole) - 32, 4099)]:
+    for length in [*random.sample(range(2048), 100), *random.sample(range(2048, len(whole) - 32), 100)]:
         path.write_bytes(whole[:length])
         with pytest.raises(CheckpointError):
             read_header(path)

