@@ -20,10 +20,11 @@ from model.encoder import EncoderModel
 from model.errors import CheckpointError, ModelError
 from model.heads import Pooling, SequenceClassifier
 from model.metadata import AttentionMetadata
+from model.tokenizer import Tokenizer
 from services.common.settings import ConfigurationError, EncoderSettings, setting_of
 from services.encoder.batcher import Item
 from services.encoder.tasks.inputs import Tokens
-from services.encoder.tasks.labels import Labels
+from services.encoder.tasks.labels import Labels, UnknownLabels
 from services.encoder.tasks.pooling import UnknownPooling, pooling_mode
 from services.encoder.tasks.task import Head
 
@@ -57,6 +58,7 @@ class Runner:
             model = load(checkpoint, device=self._device, dtype=_DTYPES[settings.dtype])
             if not isinstance(model, EncoderModel):
                 raise CheckpointError(f"{settings.model} is a {checkpoint.architecture}, not an encoder")
+            _require_rows(self._tokenizer, model, settings.model)
             base = ServedModel(settings.model_id, "", _own_heads(checkpoint, model))
         with _blaming(settings, "adapters_dir"):
             self.models = [base, *_adapted(settings.adapters_dir, base, model)]
@@ -121,18 +123,25 @@ def _blaming(settings: EncoderSettings, field: str) -> Iterator[None]:
     """Raises: ConfigurationError in one line with the setting, for whatever the model refuses."""
     try:
         yield
-    except (ModelError, UnknownPooling) as error:
+    except (ModelError, UnknownPooling, UnknownLabels) as error:
         cause = " ".join(str(error).split())
         raise ConfigurationError(f"{setting_of(settings, field)}: {cause}") from error
+
+
+def _require_rows(tokenizer: Tokenizer, model: EncoderModel, path: Path) -> None:
+    """Raises: CheckpointError for a token that the model has no row for: a text with it would fail its whole batch."""
+    last = max(tokenizer.backend.get_vocab(with_added_tokens=True).values(), default=0)
+    if last >= model.config.vocabulary_size:
+        num_rows = model.config.vocabulary_size
+        raise CheckpointError(f"{path}: the tokenizer has a token {last}, but the model only {num_rows} rows")
 
 
 def _own_heads(checkpoint: Checkpoint, model: EncoderModel) -> dict[str, Head]:
     """Vectors from every encoder, and labels where the checkpoint has a classifier."""
     heads = {"embeddings": Head(Pooling(pooling_mode(checkpoint.path), is_normalized=True))}
     if isinstance(model.head, SequenceClassifier):
-        names = checkpoint.config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(model.config.num_labels)}
-        ordered = [names[key] for key in sorted(names, key=int)]
-        heads["classify"] = Head(model.head, labels=Labels.of(ordered, checkpoint.config.get("problem_type")))
+        labels = Labels.of_checkpoint(checkpoint.config, model.config.num_labels)
+        heads["classify"] = Head(model.head, labels=labels)
     return heads
 
 

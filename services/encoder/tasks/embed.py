@@ -37,8 +37,6 @@ class EmbedText:
 
 
 def _given(token_ids: Sequence[int], index: int, vocabulary_size: int) -> Tokens:
-    if not token_ids:
-        raise InvalidRequest(f"'input[{index}]' needs at least one token.", param="input")
     for token_id in token_ids:
         if not 0 <= token_id < vocabulary_size:
             message = f"'input[{index}]' holds what is no token: ids go from 0 to {vocabulary_size - 1}."

@@ -56,9 +56,13 @@ async def encode_texts(encoder: TextEncoder, texts: Sequence[str], *, param: str
 def fit(
     encoder: TextEncoder, tokens: Sequence[Tokens], head: object, *, param: str, may_truncate: bool
 ) -> EncodedInputs:
-    """Raises: ContextLengthExceeded with both counts, unless cutting is allowed."""
+    """Raises: InvalidRequest for an input without a token, which a text can be too (blanks, for some tokenizers);
+    ContextLengthExceeded with both counts, unless cutting is allowed.
+    """
     items, is_truncated = [], False
     for index, one in enumerate(tokens):
+        if not one.ids:
+            raise InvalidRequest(f"'{param}[{index}]' needs at least one token.", param=param)
         fitting = one
         if len(one.ids) > encoder.max_input_tokens:
             if not may_truncate:

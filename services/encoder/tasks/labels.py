@@ -1,11 +1,16 @@
 """A classifier's labels, and how its scores become answers: as transformers' text-classification pipeline decides."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 Function: TypeAlias = Literal["none", "sigmoid", "softmax"]
+_PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
+
+
+class UnknownLabels(Exception):
+    """A checkpoint's config does not tell its labels, or what its scores are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +19,24 @@ class Labels:
 
     names: tuple[str, ...]
     function: Function
+
+    @classmethod
+    def of_checkpoint(cls, config: Mapping[str, Any], num_labels: int) -> "Labels":
+        """From config.json; labels without a name are LABEL_0, LABEL_1, ...
+
+        Raises: UnknownLabels for names that are not one text a number, or a problem type that nobody knows.
+        """
+        problem_type = config.get("problem_type")
+        if problem_type not in _PROBLEM_TYPES:
+            raise UnknownLabels(f"config.json: the problem_type {problem_type!r} is not served")
+        numbers = [str(number) for number in range(num_labels)]
+        named = config.get("id2label") or {number: f"LABEL_{number}" for number in numbers}
+        if not isinstance(named, Mapping) or named.keys() != set(numbers):
+            raise UnknownLabels(f"config.json: id2label does not name the labels 0 to {num_labels - 1}")
+        names = [named[number] for number in numbers]
+        if not all(isinstance(name, str) for name in names):
+            raise UnknownLabels("config.json: id2label has a name that is no text")
+        return cls.of(names, problem_type)
 
     @classmethod
     def of(cls, names: Sequence[str], problem_type: str | None) -> "Labels":

@@ -65,11 +65,17 @@ def test_a_worker_from_start_to_end(process: "subprocess.Popen[str]", ports: lis
         assert vectors.model == "all-MiniLM-L6-v2"
         assert sum(x * x for x in vectors.embeddings[0].values) == pytest.approx(1, abs=1e-4)
 
-        with pytest.raises(grpc.RpcError) as refused:
-            stub.ClassifyText(encoder_pb2.ClassifyTextRequest(inputs=["word " * 600]), timeout=30)
-        error = from_rpc_error(refused.value)
-        assert (error.code, error.param) == ("context_length_exceeded", "inputs")
-        assert re.search(r"602 tokens.* 512", error.message)
+        for code, param, message, request in (
+            ("context_length_exceeded", "inputs", r"602 tokens.* 512", {"inputs": ["word " * 600]}),
+            ("invalid_request", "inputs", r"'inputs\[1\]' is an empty text", {"inputs": ["fine", ""]}),
+            ("model_not_found", "model", "no such model", {"inputs": ["fine"], "model": "nobody"}),
+            ("task_not_supported", "model", "'classify'", {"inputs": ["fine"], "model": "all-MiniLM-L6-v2"}),
+        ):
+            with pytest.raises(grpc.RpcError) as refused:
+                stub.ClassifyText(encoder_pb2.ClassifyTextRequest(**request), timeout=30)
+            error = from_rpc_error(refused.value)
+            assert (error.code, error.param) == (code, param)
+            assert re.search(message, error.message)
 
     metrics = urllib.request.urlopen(f"http://127.0.0.1:{ports[1]}/metrics", timeout=10).read().decode()
     assert 'janus_requests_total{code="ok",model="sentiment",task="classify",transport="grpc"} 1.0' in metrics

@@ -10,7 +10,7 @@ from services.common.errors import ContextLengthExceeded, InvalidRequest
 from services.encoder.tasks.classify import ClassifyText
 from services.encoder.tasks.embed import EmbedText
 from services.encoder.tasks.inputs import Tokens
-from services.encoder.tasks.labels import Labels
+from services.encoder.tasks.labels import Labels, UnknownLabels
 from services.encoder.tasks.task import Head
 
 HEAD = Head(None, labels=Labels(("a", "b", "c"), "none"))
@@ -28,6 +28,28 @@ HEAD = Head(None, labels=Labels(("a", "b", "c"), "none"))
 )
 def test_how_scores_become_answers(names: list[str], problem_type: str | None, function: str) -> None:
     assert Labels.of(names, problem_type).function == function
+
+
+def test_labels_of_a_checkpoint() -> None:
+    named = {"id2label": {"1": "b", "0": "a"}, "problem_type": "multi_label_classification"}
+    assert Labels.of_checkpoint(named, 2) == Labels(("a", "b"), "sigmoid")
+    assert Labels.of_checkpoint({"id2label": None}, 3) == Labels(("LABEL_0", "LABEL_1", "LABEL_2"), "softmax")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"id2label": {"a": "x", "b": "y"}}, "does not name the labels 0 to 1"),
+        ({"id2label": {"0": "x", "2": "y"}}, "does not name the labels 0 to 1"),
+        ({"id2label": ["x", "y"]}, "does not name the labels 0 to 1"),
+        ({"id2label": {"0": 1, "1": 2}}, "a name that is no text"),
+        ({"problem_type": "nonsense"}, "problem_type 'nonsense' is not served"),
+        ({"problem_type": ["regression"]}, "is not served"),
+    ],
+)
+def test_labels_that_can_not_be_told(config: dict[str, object], message: str) -> None:
+    with pytest.raises(UnknownLabels, match=message):
+        Labels.of_checkpoint(config, 2)
 
 
 def classify(*inputs: str, truncate: bool = False, **parameters: int) -> encoder_pb2.ClassifyTextRequest:
@@ -109,6 +131,7 @@ async def test_given_tokens_are_taken_as_they_are() -> None:
     [
         (ClassifyText(), classify(), "inputs"),
         (ClassifyText(), classify("a", ""), "inputs"),
+        (ClassifyText(), classify("a", " "), "inputs"),
         (ClassifyText(), classify("a", top_k=0), "parameters.top_k"),
         (ClassifyText(), classify("a", top_k=-1), "parameters.top_k"),
         (ClassifyText(), classify("a", function_to_apply=9), "parameters.function_to_apply"),
@@ -116,6 +139,7 @@ async def test_given_tokens_are_taken_as_they_are() -> None:
         (EmbedText(), embed("a", ""), "input"),
         (EmbedText(), embed("a", [1]), "input"),
         (EmbedText(), embed([]), "input"),
+        (EmbedText(), embed("a", " "), "input"),
         (EmbedText(), embed([1], [100]), "input"),
         (EmbedText(), embed([-1]), "input"),
         (EmbedText(), embed("a", dimensions=0), "dimensions"),

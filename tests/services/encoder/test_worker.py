@@ -1,6 +1,7 @@
 """The worker over gRPC, in this process: answers equal the reference's to 1e-5 in float32, errors by the table."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -138,7 +139,7 @@ def text(value: str) -> encoder_pb2.EmbedTextInput:
 
 async def test_the_default_encoder() -> None:
     """The real MiniLM: vectors equal a plain mean of the reference's, alone and in a batch; its errors and models."""
-    texts = ["A cat.", "안녕하세요 😀", "word " * 400, "שלום עולם", "tab\tand\nnewline"]
+    texts = ["A cat.", "안녕하세요 😀", "word " * 510, "שלום עולם", "tab\tand\nnewline"]
     model = AutoModel.from_pretrained(MINILM, dtype=torch.float32).eval()
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(MINILM / "tokenizer.json"))
     async with worker() as channel:
@@ -212,6 +213,33 @@ def test_a_model_that_is_no_encoder(tmp_path: Path) -> None:
     small_models.save(small_models.llama(), tmp_path)
     with pytest.raises(ConfigurationError, match=r"JANUS_ENCODER_MODEL: .*LlamaForCausalLM, not an encoder"):
         Runner(EncoderSettings(model=tmp_path))
+
+
+def test_labels_that_can_not_be_told(tmp_path: Path) -> None:
+    small_models.save(small_models.bert("BertForSequenceClassification", num_labels=2), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "id2label": {"a": "x", "b": "y"}}))
+    with pytest.raises(ConfigurationError, match=r"JANUS_ENCODER_MODEL: .*id2label does not name the labels 0 to 1"):
+        Runner(EncoderSettings(model=tmp_path))
+
+
+def test_a_tokenizer_of_a_larger_model(tmp_path: Path) -> None:
+    """A text with a token that the model has no row for would fail everybody in its batch."""
+    small_models.save(small_models.bert(vocab_size=95), tmp_path)
+    with pytest.raises(ConfigurationError, match=r"JANUS_ENCODER_MODEL: .*a token 95, but the model only 95 rows"):
+        Runner(EncoderSettings(model=tmp_path))
+
+
+async def test_a_text_without_a_token_fails_nobody_else(tmp_path: Path) -> None:
+    """This tokenizer adds no special tokens, so blanks are nothing at all."""
+    small_models.save(small_models.bert("BertForSequenceClassification", num_labels=2), tmp_path)
+    async with worker(model=tmp_path) as channel:
+        stub = encoder_pb2_grpc.EncoderServiceStub(channel)
+        calls = [stub.ClassifyText(encoder_pb2.ClassifyTextRequest(inputs=[t])) for t in ("w1", "w2 w3", "w4", "  ")]
+        *answers, refused = await asyncio.gather(*calls, return_exceptions=True)
+    assert [len(answer.results) for answer in answers] == [1, 1, 1]
+    error = from_rpc_error(refused)
+    assert (error.code, error.param) == ("invalid_request", "inputs")
 
 
 def test_a_kind_of_pooling_that_is_not_served(tmp_path: Path) -> None:
