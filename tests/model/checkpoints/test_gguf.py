@@ -1,7 +1,10 @@
 """GGUF files: blocks equal the format's own library, weights the reference's, and what is broken is named."""
 
 import hashlib
+import resource
+import time
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import gguf_files
@@ -10,10 +13,12 @@ import pytest
 import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize, quantize
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from model.checkpoints.gguf import GGUFCheckpoint
+from model.checkpoints.gguf_header import read_header
 from model.checkpoints.registry import load, open_checkpoint
 from model.errors import CheckpointError, UnsupportedArchitecture
 from model.metadata import AttentionMetadata
@@ -90,7 +95,8 @@ def permuted(weight: numpy.ndarray, num_heads: int) -> numpy.ndarray:
 
 
 @torch.inference_mode()
-def test_a_random_llama_equals_the_reference(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_tied", [False, True], ids=["own head", "tied head"])
+def test_a_random_llama_equals_the_reference_and_its_folder(is_tied: bool, tmp_path: Path) -> None:
     config = LlamaConfig(
         vocab_size=len(gguf_files.TOKENS),
         hidden_size=gguf_files.WIDTH,
@@ -99,7 +105,7 @@ def test_a_random_llama_equals_the_reference(tmp_path: Path) -> None:
         num_attention_heads=gguf_files.NUM_HEADS,
         num_key_value_heads=gguf_files.NUM_KEY_VALUE_HEADS,
         rms_norm_eps=1e-5,
-        tie_word_embeddings=False,
+        tie_word_embeddings=is_tied,
     )
     reference = LlamaForCausalLM(config).eval()
     names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -111,8 +117,11 @@ def test_a_random_llama_equals_the_reference(tmp_path: Path) -> None:
     for i in range(gguf_files.NUM_LAYERS):
         names |= {f"blk.{i}.{part}": f"model.layers.{i}.{textbook}" for part, textbook in parts.items()}
     tensors = gguf_files.llama_tensors()
+    if is_tied:
+        del tensors["output.weight"], names["output"]
     state = {f"{textbook}.weight": torch.tensor(tensors[f"{name}.weight"]) for name, textbook in names.items()}
-    reference.load_state_dict(state)
+    assert reference.load_state_dict(state, strict=False).missing_keys == (["lm_head.weight"] if is_tied else [])
+    reference.save_pretrained(tmp_path / "folder")
     for name in tensors:
         if "attn_q" in name or "attn_k" in name:
             heads = gguf_files.NUM_HEADS if "attn_q" in name else gguf_files.NUM_KEY_VALUE_HEADS
@@ -121,9 +130,12 @@ def test_a_random_llama_equals_the_reference(tmp_path: Path) -> None:
     assert checkpoint.names() == state.keys()
     for name, value in state.items():
         assert torch.equal(checkpoint.read(name), value), name
-    model = load(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
     ids = torch.arange(3, 20)
-    logits = model(ids, AttentionMetadata.pack([len(ids)]))
+    logits, of_folder = (
+        load(one, device=torch.device("cpu"), dtype=torch.float32)(ids, AttentionMetadata.pack([len(ids)]))
+        for one in (checkpoint, open_checkpoint(tmp_path / "folder"))
+    )
+    assert torch.equal(logits, of_folder)
     torch.testing.assert_close(logits[-1], reference(ids[None]).logits[0, -1], rtol=1e-4, atol=1e-4)
 
 
@@ -216,7 +228,23 @@ def test_another_stretch_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"llama__block_count": None}, r"lacks 'llama\.block_count'"),
+        *(
+            ({f"llama__{key.replace('.', '__')}": None}, rf"lacks 'llama\.{key}'")
+            for key in (
+                "block_count",
+                "context_length",
+                "embedding_length",
+                "feed_forward_length",
+                "attention.head_count",
+                "attention.layer_norm_rms_epsilon",
+            )
+        ),
+        # Before anyone makes a model of that size.
+        ({"llama__block_count": 1 << 31}, r"block_count is 2147483648, but there are tensors of 2 blocks"),
+        ({"llama__context_length": 1 << 31}, r"context_length is 2147483648; up to 4194304 are served"),
+        ({"llama__embedding_length": 1 << 30}, r"q_proj\.weight has shape \[32, 32\], the metadata asks for"),
+        ({"llama__attention__head_count_kv": 1}, r"k_proj\.weight has shape \[16, 32\], .* asks for \[8, 32\]"),
+        ({"llama__feed_forward_length": 1 << 30}, r"gate_proj\.weight has shape \[64, 32\], .* asks for"),
         ({"llama__embedding_length": "wide"}, r"embedding_length is 'wide', not a whole number above 0"),
         ({"llama__attention__head_count": 0}, r"head_count is 0, not a whole number above 0"),
         ({"llama__attention__head_count_kv": [2, 2]}, r"head_count_kv is \[2, 2\], not a whole number"),
@@ -258,6 +286,74 @@ def test_a_name_that_is_not_there(tmp_path: Path) -> None:
     checkpoint = GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf"))
     with pytest.raises(CheckpointError, match=r"no tensor model\.layers\.9"):
         checkpoint.read("model.layers.9.mlp.up_proj.weight")
+
+
+@pytest.mark.parametrize("block_type", [T.Q4_1, T.Q8_0], ids=str)
+def test_a_scale_that_is_no_number_makes_none(block_type: GGMLQuantizationType, tmp_path: Path) -> None:
+    """And no warning, which would be an error in a strict program."""
+    rows = packed(block_type)
+    rows[0, :2] = numpy.frombuffer(numpy.float16("inf").tobytes(), dtype=numpy.uint8)
+    read = one_tensor(tmp_path, rows, block_type).read(TEXTBOOK_NAME)
+    assert not read[0].isfinite().all()
+    assert read[1:].isfinite().all()
+
+
+def use(path: Path) -> None:
+    """All that is read of a checkpoint before a model runs."""
+    checkpoint = open_checkpoint(path)
+    tokenizer = checkpoint.tokenizer()
+    tokenizer.decode(tokenizer.encode("w1 <s> hello é").ids)
+    tokenizer.encode_pair("w1", "w2")
+    assert checkpoint.weight_type
+    load(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
+
+
+def test_wherever_a_file_ends_it_is_refused(tmp_path: Path) -> None:
+    whole = gguf_files.write(tmp_path / "whole.gguf").read_bytes()
+    path = tmp_path / "m.gguf"
+    for length in Random(0).sample(range(len(whole)), 200):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError):
+            use(path)
+
+
+BYTE_LEVEL_TOKENS = [*gguf_files.TOKENS[:3], "!#", *sorted(ByteLevel.alphabet())[: len(gguf_files.TOKENS) - 4]]
+VOCABULARIES = {
+    "sentencepiece": {},
+    "byte level": {
+        "tokenizer__ggml__model": "gpt2",
+        "tokenizer__ggml__pre": "smollm",
+        "tokenizer__ggml__tokens": BYTE_LEVEL_TOKENS,
+        "tokenizer__ggml__merges": ["! #"],
+        "tokenizer__ggml__add_bos_token": True,
+    },
+}
+
+
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+def test_wrong_bytes_raise_nothing_else_and_cost_little(vocabulary: str, tmp_path: Path) -> None:
+    metadata = gguf_files.llama_metadata(**VOCABULARIES[vocabulary])
+    whole = gguf_files.write(tmp_path / "whole.gguf", metadata).read_bytes()
+    header_length = min(info.offset for info in read_header(tmp_path / "whole.gguf").tensors.values())
+    use(tmp_path / "whole.gguf")
+    path = tmp_path / "m.gguf"
+    random = Random(0)
+    memory_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    num_refused = 0
+    for _ in range(300):
+        content = bytearray(whole)
+        for _ in range(random.choice([1, 1, 1, 3])):
+            content[random.randrange(header_length)] ^= 1 << random.randrange(8)
+        path.write_bytes(content)
+        started = time.perf_counter()
+        try:
+            use(path)
+        except CheckpointError:
+            num_refused += 1
+        assert time.perf_counter() - started < 5
+    assert 0 < num_refused < 300
+    # In KiB, the most that this process ever had.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_before < 1 << 20
 
 
 def test_the_default_file() -> None:
