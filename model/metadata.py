@@ -13,13 +13,19 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """How one layer attends; `scale` multiplies q k^T, 1/sqrt(E) unless a family says otherwise."""
+    """How one layer attends; `scale` multiplies q k^T, 1/sqrt(E) unless a family says otherwise.
+
+    With a `window`, a query sees keys at most so many tokens away, on both sides unless it is causal:
+
+        window 2    . . k k q k k . .        causal    . . k k q . . . .
+    """
 
     num_query_heads: int
     num_key_value_heads: int
     head_width: int
     scale: float
     is_causal: bool
+    window: int | None = None
 
     @property
     def row_widths(self) -> tuple[int, int, int]:
