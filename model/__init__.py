@@ -7,13 +7,15 @@ A batch is `[T]` tokens and their boundaries: no padding, no batch dimension. On
     S  sequences                      G  key/value heads       M  blocks a sequence
     L  logit rows                     E  width of a head       A  adapters
     V  vocabulary                     F  feed-forward width    R  rank of an adapter
+    J  distances between two tokens of a sequence, or buckets of distances
 
 A tensor's name ends in its axes (`x_TD`, `block_table_SM`); X stands for a row that holds several parts side by side.
 
 Reading order: attention, kernels.portable, metadata, kv_cache, linear, feed_forward, normalization, embeddings, rotary,
-block, encoder, decoder, encoder_decoder, heads, sampling, families. `README.md` maps the paper onto these files.
+relative, block, encoder, decoder, encoder_decoder, heads, sampling, families. `README.md` maps the paper onto these
+files.
 
-Only leaves compute (Linear, Embedding, LayerNorm, RMSNorm, Rotary, Attend, Gate, the activations, TakeRows, FirstToken,
-Widen, Pooling) and `+`; everything above them is straight-line composition, so that a forward pass can be traced into a
-list of operations.
+Only leaves compute (Linear, Embedding, LayerNorm, RMSNorm, Rotary, RelativeBias, Attend, Gate, the activations,
+TakeRows, FirstToken, Widen, Pooling) and `+`; everything above them is straight-line composition, so that a forward
+pass can be traced into a list of operations.
 """

@@ -11,11 +11,12 @@ from model.kernels import AttentionKernel
 from model.kv_cache import LayerCache
 from model.linear import Linear
 from model.metadata import AttentionMetadata, AttentionSpec, Memory
+from model.relative import RelativeBias
 from model.rotary import Rotary
 
 
 class Attend(nn.Module):
-    """Scaled dot-product attention over projected rows.
+    """Scaled dot-product attention over projected rows, with what the kernels' contract says of a bias.
 
     Shape: q, k and v side by side `[T, (H+2G)E]`, or q alone `[T, HE]` when it looks at a memory -> `[T, HE]`.
     Mutates: `cache`, unless it holds a memory: new keys and values are written before they are read.
@@ -32,19 +33,20 @@ class Attend(nn.Module):
         metadata: AttentionMetadata,
         cache: LayerCache | None = None,
         memory: Memory | None = None,
+        bias_HJ: Tensor | None = None,
     ) -> Tensor:
         if memory is not None:
             assert cache is not None
             (q_THE,) = self._heads(row_TX, 1)
-            mixed_THE = self.kernel(q_THE, cache.keys, cache.values, metadata.across(memory), self.spec)
+            mixed_THE = self.kernel(q_THE, cache.keys, cache.values, metadata.across(memory), self.spec, bias_HJ)
         elif cache is not None:
             assert metadata.slot_mapping_T is not None
             q_THE, k_TGE, v_TGE = self._heads(row_TX, 3)
             self.kernel.write(cache, k_TGE, v_TGE, metadata.slot_mapping_T)
-            mixed_THE = self.kernel(q_THE, cache.keys, cache.values, metadata, self.spec)
+            mixed_THE = self.kernel(q_THE, cache.keys, cache.values, metadata, self.spec, bias_HJ)
         else:
             q_THE, k_TGE, v_TGE = self._heads(row_TX, 3)
-            mixed_THE = self.kernel(q_THE, k_TGE, v_TGE, metadata, self.spec)
+            mixed_THE = self.kernel(q_THE, k_TGE, v_TGE, metadata, self.spec, bias_HJ)
         return mixed_THE.flatten(1)
 
     def remember(self, row_UX: Tensor, memory: Memory, cache: LayerCache) -> None:
@@ -72,6 +74,7 @@ class MultiHeadAttention(nn.Module):
         has_bias: bool,
         has_output_bias: bool | None = None,
         rotary: Rotary | None = None,
+        relative_bias: RelativeBias | None = None,
         is_cross: bool = False,
     ) -> None:
         super().__init__()
@@ -82,6 +85,7 @@ class MultiHeadAttention(nn.Module):
         else:
             self.project_in = Linear(width, widths, has_bias=has_bias)
         self.rotary = rotary
+        self.relative_bias = relative_bias
         self.attend = Attend(spec, kernel)
         output_bias = has_bias if has_output_bias is None else has_output_bias
         self.project_out = Linear(spec.row_widths[0], width, has_bias=output_bias)
@@ -96,7 +100,8 @@ class MultiHeadAttention(nn.Module):
         row_TX = self.project_in(x_TD, metadata)
         if self.rotary is not None:
             row_TX = self.rotary(row_TX, metadata)
-        return self.project_out(self.attend(row_TX, metadata, cache, memory), metadata)
+        bias_HJ = None if self.relative_bias is None else self.relative_bias(metadata)
+        return self.project_out(self.attend(row_TX, metadata, cache, memory, bias_HJ), metadata)
 
     def new_cache(self, num_blocks: int, block_size: int) -> LayerCache:
         """Empty pages, in the dtype and on the device of the weights."""

@@ -10,14 +10,18 @@ from torch import fx, nn
 
 from model.attention import Attend
 from model.embeddings import Embedding
-from model.families import bert, distilbert, electra, encoder_decoder, gpt2, llama, roberta
+from model.families import bert, distilbert, electra, encoder_decoder, gpt2, llama, mpnet, roberta
 from model.feed_forward import Activation, Gate
 from model.heads import FirstToken, TakeRows, Widen
 from model.linear import Linear
 from model.normalization import LayerNorm, RMSNorm
+from model.relative import RelativeBias
 from model.rotary import Rotary
 
-LEAVES = (Embedding, Linear, LayerNorm, RMSNorm, Rotary, Attend, Gate, Activation, TakeRows, FirstToken, Widen)
+LEAVES = (
+    *(Embedding, Linear, LayerNorm, RMSNorm, Rotary, RelativeBias, Attend, Gate, Activation),
+    *(TakeRows, FirstToken, Widen),
+)
 MODELS: dict[str, Callable[[], nn.Module]] = {
     **{
         architecture: lambda architecture=architecture, family=family, small=small: family.build(
@@ -28,6 +32,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
             (distilbert, small_models.distilbert),
             (roberta, small_models.roberta),
             (electra, small_models.electra),
+            (mpnet, small_models.mpnet),
         )
         for architecture in family.ARCHITECTURES
     },

@@ -15,6 +15,7 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MPNetConfig,
     PreTrainedModel,
 )
 
@@ -73,6 +74,12 @@ def roberta(kind: str = "RobertaModel", **changes: object) -> PreTrainedModel:
 def electra(kind: str = "ElectraModel", **changes: object) -> PreTrainedModel:
     settings = {**_BERT_SETTINGS, "embedding_size": 32}
     return _random(getattr(transformers, kind)(ElectraConfig(**{**settings, **changes})))
+
+
+def mpnet(kind: str = "MPNetModel", **changes: object) -> PreTrainedModel:
+    """Of 300 positions and two rows for none: more than its buckets tell apart."""
+    settings = {**_BERT_SETTINGS, "max_position_embeddings": 302}
+    return _random(getattr(transformers, kind)(MPNetConfig(**{**settings, **changes})))
 
 
 def encoder_decoder() -> PreTrainedModel:
