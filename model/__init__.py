@@ -16,6 +16,6 @@ relative, block, encoder, decoder, encoder_decoder, heads, sampling, families. `
 files.
 
 Only leaves compute (Linear, Embedding, LayerNorm, RMSNorm, Rotary, RelativeBias, Attend, Gate, the activations,
-TakeRows, FirstToken, Widen, Pooling) and `+`; everything above them is straight-line composition, so that a forward
-pass can be traced into a list of operations.
+TakeRows, FirstToken, MeanToken, Widen, Pooling) and `+`; everything above them is straight-line composition, so that a
+forward pass can be traced into a list of operations.
 """

@@ -1,6 +1,7 @@
 """The two blocks of the paper's figure 1: sublayers, each with a residual connection and a norm.
 
-The paper normalises after the sum (post-norm, as BERT does), GPT-2 and Llama before the sublayer (pre-norm).
+The paper normalises after the sum (post-norm, as BERT does); GPT-2, Llama and ModernBERT before the sublayer
+(pre-norm).
 """
 
 from torch import Tensor, nn
@@ -30,6 +31,14 @@ class EncoderBlock(nn.Module):
     def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
         x_TD = self.attention_norm(x_TD + self.attention(x_TD, metadata))
         return self.feed_forward_norm(x_TD + self.feed_forward(x_TD, metadata))
+
+
+class PreNormEncoderBlock(EncoderBlock):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)). Shape: `[T, D] -> [T, D]`."""
+
+    def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
+        x_TD = x_TD + self.attention(self.attention_norm(x_TD), metadata)
+        return x_TD + self.feed_forward(self.feed_forward_norm(x_TD), metadata)
 
 
 class DecoderBlock(nn.Module):

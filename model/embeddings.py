@@ -60,6 +60,18 @@ class PositionedEmbeddings(nn.Module):
         return self.tokens(token_ids_T) + self.positions(metadata.positions_T)
 
 
+class NormedEmbeddings(nn.Module):
+    """Tokens, then a norm: for an encoder whose attention knows the positions (ModernBERT)."""
+
+    def __init__(self, tokens: Embedding, norm: nn.Module) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.norm = norm
+
+    def forward(self, token_ids_T: Tensor, token_types_T: Tensor, metadata: AttentionMetadata) -> Tensor:
+        return self.norm(self.tokens(token_ids_T))
+
+
 class UnsegmentedEmbeddings(nn.Module):
     """Tokens plus learned positions, then a norm: what BERT has, for a family that reads no segments (DistilBERT)."""
 

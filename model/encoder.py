@@ -6,23 +6,26 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from model.block import EncoderBlock
-from model.embeddings import SegmentedEmbeddings, UnsegmentedEmbeddings
+from model.embeddings import NormedEmbeddings, SegmentedEmbeddings, UnsegmentedEmbeddings
 from model.metadata import AttentionMetadata
+
+Embeddings = SegmentedEmbeddings | UnsegmentedEmbeddings | NormedEmbeddings
 
 
 class Encoder(nn.Module):
-    """Embeddings, then blocks. Shape: ids and types `[T]` -> hidden `[T, D]`."""
+    """Embeddings, blocks, and a last norm where the blocks norm what they read. Shape: ids, types `[T]` -> `[T, D]`."""
 
-    def __init__(self, embeddings: SegmentedEmbeddings | UnsegmentedEmbeddings, blocks: Sequence[EncoderBlock]) -> None:
+    def __init__(self, embeddings: Embeddings, blocks: Sequence[EncoderBlock], norm: nn.Module | None = None) -> None:
         super().__init__()
         self.embeddings = embeddings
         self.blocks = nn.ModuleList(blocks)
+        self.norm = norm
 
     def forward(self, token_ids_T: Tensor, token_types_T: Tensor, metadata: AttentionMetadata) -> Tensor:
         x_TD = self.embeddings(token_ids_T, token_types_T, metadata)
         for block in self.blocks:
             x_TD = block(x_TD, metadata)
-        return x_TD
+        return x_TD if self.norm is None else self.norm(x_TD)
 
     @property
     def kernel_name(self) -> str:

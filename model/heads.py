@@ -27,6 +27,13 @@ class FirstToken(nn.Module):
         return x_TD[lengths_S.cumsum(0) - lengths_S]
 
 
+class MeanToken(nn.Module):
+    """The mean of each sequence's tokens. Shape: `[T, D] -> [S, D]`."""
+
+    def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
+        return _means(x_TD, metadata).to(x_TD.dtype)
+
+
 class Widen(nn.Module):
     """Scores in float32, whatever the weights are in."""
 
@@ -44,44 +51,75 @@ class Pooling(nn.Module):
         self.first_token = FirstToken()
 
     def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
-        if self.mode == "cls":
-            pooled_SD = self.first_token(x_TD, metadata).float()
-        else:
-            parts = x_TD.float().split(list(metadata.query_lengths))
-            pooled_SD = torch.stack([part.mean(dim=0) for part in parts])
+        pooled_SD = self.first_token(x_TD, metadata).float() if self.mode == "cls" else _means(x_TD, metadata)
         return normalize(pooled_SD, dim=1) if self.is_normalized else pooled_SD
+
+
+def _means(x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
+    """Shape: `[S, D]`, float32."""
+    return torch.stack([part.mean(dim=0) for part in x_TD.float().split(list(metadata.query_lengths))])
+
+
+class Transform(nn.Module):
+    """norm(activation(dense(x))): what ModernBERT does before each of its heads. Shape: `[L, D] -> [L, D]`."""
+
+    def __init__(self, width: int, activation: str, norm: nn.Module, *, has_bias: bool) -> None:
+        super().__init__()
+        self.dense = Linear(width, width, has_bias=has_bias)
+        self.activation = Activation(activation)
+        self.norm = norm
+
+    def forward(self, x_LD: Tensor, metadata: AttentionMetadata) -> Tensor:
+        return self.norm(self.activation(self.dense(x_LD, metadata)))
 
 
 class SequenceClassifier(nn.Module):
     """A score a label from [CLS]: a pooler, then a linear layer (BERT, §3.2). Shape: `[T, D] -> [S, labels]`.
 
-    The pooler ends in tanh as BERT's does, or in what a family that came later has there.
+    The pooler ends in tanh as BERT's does, or in what a family that came later has there; ModernBERT may read the mean
+    of the tokens instead of [CLS], and normalises what the pooler gives.
     """
 
-    def __init__(self, width: int, num_labels: int, activation: str = "tanh") -> None:
+    def __init__(
+        self,
+        width: int,
+        num_labels: int,
+        activation: str = "tanh",
+        *,
+        pool: FirstToken | MeanToken | None = None,
+        has_pooler_bias: bool = True,
+        norm: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        self.first_token = FirstToken()
-        self.pooler = Linear(width, width, has_bias=True)
+        self.pool = pool or FirstToken()
+        self.pooler = Linear(width, width, has_bias=has_pooler_bias)
         self.activation = Activation(activation)
+        self.norm = norm
         self.classifier = Linear(width, num_labels, has_bias=True)
         self.widen = Widen()
 
     def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
-        first_SD = self.first_token(x_TD, metadata)
-        pooled_SD = self.activation(self.pooler(first_SD, metadata))
+        pooled_SD = self.activation(self.pooler(self.pool(x_TD, metadata), metadata))
+        if self.norm is not None:
+            pooled_SD = self.norm(pooled_SD)
         return self.widen(self.classifier(pooled_SD, metadata))
 
 
 class TokenClassifier(nn.Module):
-    """A score a label for each token (BERT, §4, CoNLL). Shape: `[T, D] -> [T, labels]`."""
+    """A score a label for each logit row (BERT, §4, CoNLL). Shape: `[T, D] -> [L, labels]`."""
 
-    def __init__(self, width: int, num_labels: int) -> None:
+    def __init__(self, width: int, num_labels: int, transform: Transform | None = None) -> None:
         super().__init__()
+        self.take_rows = TakeRows()
+        self.transform = transform
         self.classifier = Linear(width, num_labels, has_bias=True)
         self.widen = Widen()
 
     def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
-        return self.widen(self.classifier(x_TD, metadata))
+        x_LD = self.take_rows(x_TD, metadata)
+        if self.transform is not None:
+            x_LD = self.transform(x_LD, metadata)
+        return self.widen(self.classifier(x_LD, metadata))
 
 
 class ReplacedTokenDetector(nn.Module):
@@ -99,15 +137,20 @@ class ReplacedTokenDetector(nn.Module):
 
 
 class SpanExtractor(nn.Module):
-    """For each token, how well an answer starts and ends there (BERT, §4.2). Shape: `[T, D] -> [T, 2]`."""
+    """For each logit row, how well an answer starts and ends there (BERT, §4.2). Shape: `[T, D] -> [L, 2]`."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, transform: Transform | None = None) -> None:
         super().__init__()
+        self.take_rows = TakeRows()
+        self.transform = transform
         self.start_end = Linear(width, 2, has_bias=True)
         self.widen = Widen()
 
     def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
-        return self.widen(self.start_end(x_TD, metadata))
+        x_LD = self.take_rows(x_TD, metadata)
+        if self.transform is not None:
+            x_LD = self.transform(x_LD, metadata)
+        return self.widen(self.start_end(x_LD, metadata))
 
 
 class MaskedLanguageModel(nn.Module):
@@ -116,14 +159,23 @@ class MaskedLanguageModel(nn.Module):
     The decoding matrix is the token table, and `norm` is of its width.
     """
 
-    def __init__(self, width: int, activation: str, norm: nn.Module, tokens: Embedding) -> None:
+    def __init__(
+        self,
+        width: int,
+        activation: str,
+        norm: nn.Module,
+        tokens: Embedding,
+        *,
+        has_transform_bias: bool = True,
+        has_decoder_bias: bool = True,
+    ) -> None:
         super().__init__()
         self.take_rows = TakeRows()
         vocabulary_size, token_width = tokens.weight.shape
-        self.transform = Linear(width, token_width, has_bias=True)
+        self.transform = Linear(width, token_width, has_bias=has_transform_bias)
         self.activation = Activation(activation)
         self.norm = norm
-        self.decoder = Linear(token_width, vocabulary_size, has_bias=True)
+        self.decoder = Linear(token_width, vocabulary_size, has_bias=has_decoder_bias)
         self.decoder.weight = tokens.weight
         self.widen = Widen()
 

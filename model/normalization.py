@@ -6,12 +6,12 @@ from torch.nn.functional import layer_norm, rms_norm
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(variance + epsilon) * weight + bias, over a token's own features."""
+    """(x - mean) / sqrt(variance + epsilon) * weight + bias, over a token's own features; some families add no bias."""
 
-    def __init__(self, width: int, epsilon: float) -> None:
+    def __init__(self, width: int, epsilon: float, *, has_bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))
-        self.bias = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width)) if has_bias else None
         self.epsilon = epsilon
 
     def forward(self, x_TD: Tensor) -> Tensor:

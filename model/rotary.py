@@ -41,7 +41,7 @@ class Rotary(nn.Module):
 def rotary_frequencies(head_width: int, parameters: Mapping[str, Any]) -> Tensor:
     """Radians a position for each pair of features, from a checkpoint's rope parameters.
 
-    Shape: `[E/2]`. Raises: CheckpointError for a rope type other than default, linear or llama3.
+    Shape: `[E/2]`. Raises: CheckpointError for a rope type other than default, linear or llama3, or a missing number.
     """
     theta = float(parameters.get("rope_theta", 10_000.0))
     kind = parameters.get("rope_type", parameters.get("type", "default"))
@@ -49,7 +49,7 @@ def rotary_frequencies(head_width: int, parameters: Mapping[str, Any]) -> Tensor
     if kind == "default":
         return frequencies
     if kind == "linear":
-        return frequencies / float(parameters["factor"])
+        return frequencies / _number(parameters, "factor")
     if kind == "llama3":
         return _llama3(frequencies, parameters)
     raise CheckpointError(f"rope type {kind!r} is not known; known: default, linear, llama3")
@@ -57,8 +57,14 @@ def rotary_frequencies(head_width: int, parameters: Mapping[str, Any]) -> Tensor
 
 def _llama3(frequencies: Tensor, parameters: Mapping[str, Any]) -> Tensor:
     """Llama 3.1's stretch: slow pairs by the full factor, fast ones not at all, a ramp between."""
-    factor = float(parameters["factor"])
-    low, high = float(parameters["low_freq_factor"]), float(parameters["high_freq_factor"])
-    turns = float(parameters["original_max_position_embeddings"]) * frequencies / (2 * math.pi)
+    factor = _number(parameters, "factor")
+    low, high = _number(parameters, "low_freq_factor"), _number(parameters, "high_freq_factor")
+    turns = _number(parameters, "original_max_position_embeddings") * frequencies / (2 * math.pi)
     share = ((turns - low) / (high - low)).clamp(0.0, 1.0)
     return frequencies / factor * (1 - share) + frequencies * share
+
+
+def _number(parameters: Mapping[str, Any], key: str) -> float:
+    if parameters.get(key) is None:
+        raise CheckpointError(f"the checkpoint's rope parameters lack {key!r}")
+    return float(parameters[key])

@@ -12,13 +12,13 @@ from model.checkpoints.checkpoint import Checkpoint
 from model.checkpoints.gguf import GGUFCheckpoint
 from model.checkpoints.safetensors import SafetensorsCheckpoint
 from model.errors import CheckpointError, UnsupportedArchitecture
-from model.families import bert, distilbert, electra, encoder_decoder, gpt2, llama, mpnet, roberta
+from model.families import bert, distilbert, electra, encoder_decoder, gpt2, llama, modernbert, mpnet, roberta
 from model.families.weight_map import Target, WeightMap
 from model.linear import Linear
 
 FAMILIES: dict[str, ModuleType] = {
     architecture: family
-    for family in (bert, distilbert, roberta, electra, mpnet, gpt2, llama, encoder_decoder)
+    for family in (bert, distilbert, roberta, electra, mpnet, modernbert, gpt2, llama, encoder_decoder)
     for architecture in family.ARCHITECTURES
 }
 

@@ -17,4 +17,5 @@ def refuse_other(config: Mapping[str, Any], **allowed: tuple[Any, ...]) -> None:
     """Raises: CheckpointError for a key whose value is none of those that this family can serve."""
     for key, values in allowed.items():
         if config.get(key) not in values:
-            raise CheckpointError(f"the checkpoint's {key} is {config[key]!r}; served: {values[0]!r}")
+            served = " or ".join(repr(value) for value in values if value is not None)
+            raise CheckpointError(f"the checkpoint's {key} is {config[key]!r}; served: {served}")

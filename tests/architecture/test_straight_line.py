@@ -10,9 +10,9 @@ from torch import fx, nn
 
 from model.attention import Attend
 from model.embeddings import Embedding
-from model.families import bert, distilbert, electra, encoder_decoder, gpt2, llama, mpnet, roberta
+from model.families import bert, distilbert, electra, encoder_decoder, gpt2, llama, modernbert, mpnet, roberta
 from model.feed_forward import Activation, Gate
-from model.heads import FirstToken, TakeRows, Widen
+from model.heads import FirstToken, MeanToken, TakeRows, Widen
 from model.linear import Linear
 from model.normalization import LayerNorm, RMSNorm
 from model.relative import RelativeBias
@@ -20,7 +20,7 @@ from model.rotary import Rotary
 
 LEAVES = (
     *(Embedding, Linear, LayerNorm, RMSNorm, Rotary, RelativeBias, Attend, Gate, Activation),
-    *(TakeRows, FirstToken, Widen),
+    *(TakeRows, FirstToken, MeanToken, Widen),
 )
 MODELS: dict[str, Callable[[], nn.Module]] = {
     **{
@@ -33,6 +33,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
             (roberta, small_models.roberta),
             (electra, small_models.electra),
             (mpnet, small_models.mpnet),
+            (modernbert, small_models.modernbert),
         )
         for architecture in family.ARCHITECTURES
     },

@@ -15,6 +15,7 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    ModernBertConfig,
     MPNetConfig,
     PreTrainedModel,
 )
@@ -80,6 +81,21 @@ def mpnet(kind: str = "MPNetModel", **changes: object) -> PreTrainedModel:
     """Of 300 positions and two rows for none: more than its buckets tell apart."""
     settings = {**_BERT_SETTINGS, "max_position_embeddings": 302}
     return _random(getattr(transformers, kind)(MPNetConfig(**{**settings, **changes})))
+
+
+def modernbert(kind: str = "ModernBertModel", **changes: object) -> PreTrainedModel:
+    """Five layers, of which two see everything and three 8 tokens to each side. Token 0 is padding."""
+    settings = {
+        "vocab_size": VOCABULARY_SIZE,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 400,
+        "local_attention": 16,
+        "pad_token_id": 0,
+    }
+    return _random(getattr(transformers, kind)(ModernBertConfig(**{**settings, **changes})))
 
 
 def encoder_decoder() -> PreTrainedModel:
