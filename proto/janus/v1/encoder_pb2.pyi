@@ -41,6 +41,70 @@ FUNCTION_TO_APPLY_SIGMOID: FunctionToApply.ValueType  # 2
 FUNCTION_TO_APPLY_SOFTMAX: FunctionToApply.ValueType  # 3
 Global___FunctionToApply: _TypeAlias = FunctionToApply  # noqa: Y015
 
+class _AggregationStrategy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AggregationStrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AggregationStrategy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    AGGREGATION_STRATEGY_UNSPECIFIED: _AggregationStrategy.ValueType  # 0
+    """As none."""
+    AGGREGATION_STRATEGY_NONE: _AggregationStrategy.ValueType  # 1
+    """Every token by itself."""
+    AGGREGATION_STRATEGY_SIMPLE: _AggregationStrategy.ValueType  # 2
+    """Neighbouring tokens of one entity."""
+    AGGREGATION_STRATEGY_FIRST: _AggregationStrategy.ValueType  # 3
+    """Words, each with the label of its first token."""
+    AGGREGATION_STRATEGY_AVERAGE: _AggregationStrategy.ValueType  # 4
+    """Words, each with the best label of its tokens' mean scores."""
+    AGGREGATION_STRATEGY_MAX: _AggregationStrategy.ValueType  # 5
+    """Words, each with the label of its surest token."""
+
+class AggregationStrategy(_AggregationStrategy, metaclass=_AggregationStrategyEnumTypeWrapper):
+    """How the labels of tokens become those of entities."""
+
+AGGREGATION_STRATEGY_UNSPECIFIED: AggregationStrategy.ValueType  # 0
+"""As none."""
+AGGREGATION_STRATEGY_NONE: AggregationStrategy.ValueType  # 1
+"""Every token by itself."""
+AGGREGATION_STRATEGY_SIMPLE: AggregationStrategy.ValueType  # 2
+"""Neighbouring tokens of one entity."""
+AGGREGATION_STRATEGY_FIRST: AggregationStrategy.ValueType  # 3
+"""Words, each with the label of its first token."""
+AGGREGATION_STRATEGY_AVERAGE: AggregationStrategy.ValueType  # 4
+"""Words, each with the best label of its tokens' mean scores."""
+AGGREGATION_STRATEGY_MAX: AggregationStrategy.ValueType  # 5
+"""Words, each with the label of its surest token."""
+Global___AggregationStrategy: _TypeAlias = AggregationStrategy  # noqa: Y015
+
+class _AttentionReduction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AttentionReductionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AttentionReduction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ATTENTION_REDUCTION_UNSPECIFIED: _AttentionReduction.ValueType  # 0
+    """As none."""
+    ATTENTION_REDUCTION_NONE: _AttentionReduction.ValueType  # 1
+    """One matrix a layer and head."""
+    ATTENTION_REDUCTION_MEAN: _AttentionReduction.ValueType  # 2
+    """Their mean."""
+    ATTENTION_REDUCTION_ROLLOUT: _AttentionReduction.ValueType  # 3
+    """What flows from token to token through all of the layers (Abnar and Zuidema, 2020)."""
+
+class AttentionReduction(_AttentionReduction, metaclass=_AttentionReductionEnumTypeWrapper):
+    """What becomes of the matrices of the chosen layers and heads."""
+
+ATTENTION_REDUCTION_UNSPECIFIED: AttentionReduction.ValueType  # 0
+"""As none."""
+ATTENTION_REDUCTION_NONE: AttentionReduction.ValueType  # 1
+"""One matrix a layer and head."""
+ATTENTION_REDUCTION_MEAN: AttentionReduction.ValueType  # 2
+"""Their mean."""
+ATTENTION_REDUCTION_ROLLOUT: AttentionReduction.ValueType  # 3
+"""What flows from token to token through all of the layers (Abnar and Zuidema, 2020)."""
+Global___AttentionReduction: _TypeAlias = AttentionReduction  # noqa: Y015
+
 @_typing.final
 class ClassifyTextRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -300,3 +364,1093 @@ class Embedding(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Embedding: _TypeAlias = Embedding  # noqa: Y015
+
+@_typing.final
+class ClassifyZeroShotRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Empty: the default model of the task."""
+    truncate: _builtins.bool
+    """Cut an input that is too long, instead of refusing it."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def parameters(self) -> Global___ClassifyZeroShotParameters: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        inputs: _abc.Iterable[_builtins.str] | None = ...,
+        parameters: Global___ClassifyZeroShotParameters | None = ...,
+        truncate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "model", b"model", "parameters", b"parameters", "truncate", b"truncate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassifyZeroShotRequest: _TypeAlias = ClassifyZeroShotRequest  # noqa: Y015
+
+@_typing.final
+class ClassifyZeroShotParameters(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDIDATE_LABELS_FIELD_NUMBER: _builtins.int
+    HYPOTHESIS_TEMPLATE_FIELD_NUMBER: _builtins.int
+    MULTI_LABEL_FIELD_NUMBER: _builtins.int
+    hypothesis_template: _builtins.str
+    """With {} in the place of the label; absent: "This example is {}." """
+    multi_label: _builtins.bool
+    """Each label on its own, instead of one of them all."""
+    @_builtins.property
+    def candidate_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        candidate_labels: _abc.Iterable[_builtins.str] | None = ...,
+        hypothesis_template: _builtins.str | None = ...,
+        multi_label: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_hypothesis_template", b"_hypothesis_template", "hypothesis_template", b"hypothesis_template"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hypothesis_template", b"_hypothesis_template", "candidate_labels", b"candidate_labels", "hypothesis_template", b"hypothesis_template", "multi_label", b"multi_label"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__hypothesis_template: _TypeAlias = _typing.Literal["hypothesis_template"]  # noqa: Y015
+    _WhichOneofArgType__hypothesis_template: _TypeAlias = _typing.Literal["_hypothesis_template", b"_hypothesis_template"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hypothesis_template) -> _WhichOneofReturnType__hypothesis_template | None: ...
+
+Global___ClassifyZeroShotParameters: _TypeAlias = ClassifyZeroShotParameters  # noqa: Y015
+
+@_typing.final
+class ClassifyZeroShotResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    CREATED_UNIX_SECONDS_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    model: _builtins.str
+    created_unix_seconds: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___TextClassification]:
+        """One entry an input, in order."""
+
+    @_builtins.property
+    def usage(self) -> _common_pb2.Usage: ...
+    @_builtins.property
+    def metrics(self) -> _common_pb2.Timings: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        created_unix_seconds: _builtins.int = ...,
+        results: _abc.Iterable[Global___TextClassification] | None = ...,
+        usage: _common_pb2.Usage | None = ...,
+        metrics: _common_pb2.Timings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_seconds", b"created_unix_seconds", "id", b"id", "metrics", b"metrics", "model", b"model", "results", b"results", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassifyZeroShotResponse: _TypeAlias = ClassifyZeroShotResponse  # noqa: Y015
+
+@_typing.final
+class ClassifyTokensRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Empty: the default model of the task."""
+    truncate: _builtins.bool
+    """Cut an input that is too long, instead of refusing it."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def parameters(self) -> Global___ClassifyTokensParameters: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        inputs: _abc.Iterable[_builtins.str] | None = ...,
+        parameters: Global___ClassifyTokensParameters | None = ...,
+        truncate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "model", b"model", "parameters", b"parameters", "truncate", b"truncate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassifyTokensRequest: _TypeAlias = ClassifyTokensRequest  # noqa: Y015
+
+@_typing.final
+class ClassifyTokensParameters(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGGREGATION_STRATEGY_FIELD_NUMBER: _builtins.int
+    IGNORE_LABELS_FIELD_NUMBER: _builtins.int
+    STRIDE_FIELD_NUMBER: _builtins.int
+    aggregation_strategy: Global___AggregationStrategy.ValueType
+    stride: _builtins.int
+    """Read a text that is too long in windows that overlap by so many tokens; needs a strategy other than none."""
+    @_builtins.property
+    def ignore_labels(self) -> _common_pb2.Texts:
+        """Labels that are left out of the answer; absent: O."""
+
+    def __init__(
+        self,
+        *,
+        aggregation_strategy: Global___AggregationStrategy.ValueType = ...,
+        ignore_labels: _common_pb2.Texts | None = ...,
+        stride: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_stride", b"_stride", "ignore_labels", b"ignore_labels", "stride", b"stride"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stride", b"_stride", "aggregation_strategy", b"aggregation_strategy", "ignore_labels", b"ignore_labels", "stride", b"stride"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__stride: _TypeAlias = _typing.Literal["stride"]  # noqa: Y015
+    _WhichOneofArgType__stride: _TypeAlias = _typing.Literal["_stride", b"_stride"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stride) -> _WhichOneofReturnType__stride | None: ...
+
+Global___ClassifyTokensParameters: _TypeAlias = ClassifyTokensParameters  # noqa: Y015
+
+@_typing.final
+class ClassifyTokensResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    CREATED_UNIX_SECONDS_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    model: _builtins.str
+    created_unix_seconds: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenClassification]:
+        """One entry an input, in order."""
+
+    @_builtins.property
+    def usage(self) -> _common_pb2.Usage: ...
+    @_builtins.property
+    def metrics(self) -> _common_pb2.Timings: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        created_unix_seconds: _builtins.int = ...,
+        results: _abc.Iterable[Global___TokenClassification] | None = ...,
+        usage: _common_pb2.Usage | None = ...,
+        metrics: _common_pb2.Timings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_seconds", b"created_unix_seconds", "id", b"id", "metrics", b"metrics", "model", b"model", "results", b"results", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassifyTokensResponse: _TypeAlias = ClassifyTokensResponse  # noqa: Y015
+
+@_typing.final
+class TokenClassification(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTITIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def entities(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entity]:
+        """In the order of the text."""
+
+    def __init__(
+        self,
+        *,
+        entities: _abc.Iterable[Global___Entity] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entities", b"entities"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenClassification: _TypeAlias = TokenClassification  # noqa: Y015
+
+@_typing.final
+class Entity(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTITY_FIELD_NUMBER: _builtins.int
+    ENTITY_GROUP_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    WORD_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    entity: _builtins.str
+    """Of a single token."""
+    entity_group: _builtins.str
+    """Of an aggregated one."""
+    score: _builtins.float
+    word: _builtins.str
+    start: _builtins.int
+    """Characters [start, end) of the input."""
+    end: _builtins.int
+    index: _builtins.int
+    """The token's place in the input; single tokens only."""
+    def __init__(
+        self,
+        *,
+        entity: _builtins.str = ...,
+        entity_group: _builtins.str = ...,
+        score: _builtins.float = ...,
+        word: _builtins.str = ...,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
+        index: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "entity", b"entity", "entity_group", b"entity_group", "index", b"index", "name", b"name"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "end", b"end", "entity", b"entity", "entity_group", b"entity_group", "index", b"index", "name", b"name", "score", b"score", "start", b"start", "word", b"word"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__index: _TypeAlias = _typing.Literal["index"]  # noqa: Y015
+    _WhichOneofArgType__index: _TypeAlias = _typing.Literal["_index", b"_index"]  # noqa: Y015
+    _WhichOneofReturnType_name: _TypeAlias = _typing.Literal["entity", "entity_group"]  # noqa: Y015
+    _WhichOneofArgType_name: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__index) -> _WhichOneofReturnType__index | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_name) -> _WhichOneofReturnType_name | None: ...
+
+Global___Entity: _TypeAlias = Entity  # noqa: Y015
+
+@_typing.final
+class FillMaskRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Empty: the default model of the task."""
+    truncate: _builtins.bool
+    """Cut an input that is too long, instead of refusing it."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def parameters(self) -> Global___FillMaskParameters: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        inputs: _abc.Iterable[_builtins.str] | None = ...,
+        parameters: Global___FillMaskParameters | None = ...,
+        truncate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "model", b"model", "parameters", b"parameters", "truncate", b"truncate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FillMaskRequest: _TypeAlias = FillMaskRequest  # noqa: Y015
+
+@_typing.final
+class FillMaskParameters(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOP_K_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    top_k: _builtins.int
+    """How many candidates a mask, best first; absent: 5."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Score these words alone; empty: the whole vocabulary."""
+
+    def __init__(
+        self,
+        *,
+        top_k: _builtins.int | None = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "top_k", b"top_k"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "targets", b"targets", "top_k", b"top_k"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
+    _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
+
+Global___FillMaskParameters: _TypeAlias = FillMaskParameters  # noqa: Y015
+
+@_typing.final
+class FillMaskResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    CREATED_UNIX_SECONDS_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    model: _builtins.str
+    created_unix_seconds: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___FilledText]:
+        """One entry an input, in order."""
+
+    @_builtins.property
+    def usage(self) -> _common_pb2.Usage: ...
+    @_builtins.property
+    def metrics(self) -> _common_pb2.Timings: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        created_unix_seconds: _builtins.int = ...,
+        results: _abc.Iterable[Global___FilledText] | None = ...,
+        usage: _common_pb2.Usage | None = ...,
+        metrics: _common_pb2.Timings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_seconds", b"created_unix_seconds", "id", b"id", "metrics", b"metrics", "model", b"model", "results", b"results", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FillMaskResponse: _TypeAlias = FillMaskResponse  # noqa: Y015
+
+@_typing.final
+class FilledText(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MASKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def masks(self) -> _containers.RepeatedCompositeFieldContainer[Global___FilledMask]:
+        """One entry a mask, in the order of the text."""
+
+    def __init__(
+        self,
+        *,
+        masks: _abc.Iterable[Global___FilledMask] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["masks", b"masks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FilledText: _TypeAlias = FilledText  # noqa: Y015
+
+@_typing.final
+class FilledMask(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___MaskCandidate]:
+        """Best first."""
+
+    def __init__(
+        self,
+        *,
+        candidates: _abc.Iterable[Global___MaskCandidate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FilledMask: _TypeAlias = FilledMask  # noqa: Y015
+
+@_typing.final
+class MaskCandidate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCORE_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    TOKEN_STR_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    score: _builtins.float
+    token: _builtins.int
+    token_str: _builtins.str
+    sequence: _builtins.str
+    """The input with this token in the mask's place."""
+    def __init__(
+        self,
+        *,
+        score: _builtins.float = ...,
+        token: _builtins.int = ...,
+        token_str: _builtins.str = ...,
+        sequence: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["score", b"score", "sequence", b"sequence", "token", b"token", "token_str", b"token_str"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MaskCandidate: _TypeAlias = MaskCandidate  # noqa: Y015
+
+@_typing.final
+class AnswerQuestionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Empty: the default model of the task."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuestionInContext]: ...
+    @_builtins.property
+    def parameters(self) -> Global___AnswerQuestionParameters: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        inputs: _abc.Iterable[Global___QuestionInContext] | None = ...,
+        parameters: Global___AnswerQuestionParameters | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "model", b"model", "parameters", b"parameters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerQuestionRequest: _TypeAlias = AnswerQuestionRequest  # noqa: Y015
+
+@_typing.final
+class QuestionInContext(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUESTION_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    question: _builtins.str
+    context: _builtins.str
+    def __init__(
+        self,
+        *,
+        question: _builtins.str = ...,
+        context: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "question", b"question"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuestionInContext: _TypeAlias = QuestionInContext  # noqa: Y015
+
+@_typing.final
+class AnswerQuestionParameters(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOP_K_FIELD_NUMBER: _builtins.int
+    DOC_STRIDE_FIELD_NUMBER: _builtins.int
+    MAX_ANSWER_LEN_FIELD_NUMBER: _builtins.int
+    MAX_SEQ_LEN_FIELD_NUMBER: _builtins.int
+    MAX_QUESTION_LEN_FIELD_NUMBER: _builtins.int
+    HANDLE_IMPOSSIBLE_ANSWER_FIELD_NUMBER: _builtins.int
+    ALIGN_TO_WORDS_FIELD_NUMBER: _builtins.int
+    top_k: _builtins.int
+    """How many answers, best first; absent: 1."""
+    doc_stride: _builtins.int
+    """How many tokens the windows of a long context overlap by; absent: 128, or half of a smaller window."""
+    max_answer_len: _builtins.int
+    """In tokens; absent: 15."""
+    max_seq_len: _builtins.int
+    """Tokens of a window with its question; absent: 384, or what the model takes if that is less."""
+    max_question_len: _builtins.int
+    """Tokens that a question is cut to; absent: 64."""
+    handle_impossible_answer: _builtins.bool
+    """Whether "there is no answer" may be the answer: an empty one."""
+    align_to_words: _builtins.bool
+    """Whether answers are widened to whole words; absent: yes."""
+    def __init__(
+        self,
+        *,
+        top_k: _builtins.int | None = ...,
+        doc_stride: _builtins.int | None = ...,
+        max_answer_len: _builtins.int | None = ...,
+        max_seq_len: _builtins.int | None = ...,
+        max_question_len: _builtins.int | None = ...,
+        handle_impossible_answer: _builtins.bool = ...,
+        align_to_words: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_align_to_words", b"_align_to_words", "_doc_stride", b"_doc_stride", "_max_answer_len", b"_max_answer_len", "_max_question_len", b"_max_question_len", "_max_seq_len", b"_max_seq_len", "_top_k", b"_top_k", "align_to_words", b"align_to_words", "doc_stride", b"doc_stride", "max_answer_len", b"max_answer_len", "max_question_len", b"max_question_len", "max_seq_len", b"max_seq_len", "top_k", b"top_k"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_align_to_words", b"_align_to_words", "_doc_stride", b"_doc_stride", "_max_answer_len", b"_max_answer_len", "_max_question_len", b"_max_question_len", "_max_seq_len", b"_max_seq_len", "_top_k", b"_top_k", "align_to_words", b"align_to_words", "doc_stride", b"doc_stride", "handle_impossible_answer", b"handle_impossible_answer", "max_answer_len", b"max_answer_len", "max_question_len", b"max_question_len", "max_seq_len", b"max_seq_len", "top_k", b"top_k"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__align_to_words: _TypeAlias = _typing.Literal["align_to_words"]  # noqa: Y015
+    _WhichOneofArgType__align_to_words: _TypeAlias = _typing.Literal["_align_to_words", b"_align_to_words"]  # noqa: Y015
+    _WhichOneofReturnType__doc_stride: _TypeAlias = _typing.Literal["doc_stride"]  # noqa: Y015
+    _WhichOneofArgType__doc_stride: _TypeAlias = _typing.Literal["_doc_stride", b"_doc_stride"]  # noqa: Y015
+    _WhichOneofReturnType__max_answer_len: _TypeAlias = _typing.Literal["max_answer_len"]  # noqa: Y015
+    _WhichOneofArgType__max_answer_len: _TypeAlias = _typing.Literal["_max_answer_len", b"_max_answer_len"]  # noqa: Y015
+    _WhichOneofReturnType__max_question_len: _TypeAlias = _typing.Literal["max_question_len"]  # noqa: Y015
+    _WhichOneofArgType__max_question_len: _TypeAlias = _typing.Literal["_max_question_len", b"_max_question_len"]  # noqa: Y015
+    _WhichOneofReturnType__max_seq_len: _TypeAlias = _typing.Literal["max_seq_len"]  # noqa: Y015
+    _WhichOneofArgType__max_seq_len: _TypeAlias = _typing.Literal["_max_seq_len", b"_max_seq_len"]  # noqa: Y015
+    _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
+    _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__align_to_words) -> _WhichOneofReturnType__align_to_words | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__doc_stride) -> _WhichOneofReturnType__doc_stride | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_answer_len) -> _WhichOneofReturnType__max_answer_len | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_question_len) -> _WhichOneofReturnType__max_question_len | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_seq_len) -> _WhichOneofReturnType__max_seq_len | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
+
+Global___AnswerQuestionParameters: _TypeAlias = AnswerQuestionParameters  # noqa: Y015
+
+@_typing.final
+class AnswerQuestionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    CREATED_UNIX_SECONDS_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    model: _builtins.str
+    created_unix_seconds: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuestionAnswers]:
+        """One entry an input, in order."""
+
+    @_builtins.property
+    def usage(self) -> _common_pb2.Usage: ...
+    @_builtins.property
+    def metrics(self) -> _common_pb2.Timings: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        created_unix_seconds: _builtins.int = ...,
+        results: _abc.Iterable[Global___QuestionAnswers] | None = ...,
+        usage: _common_pb2.Usage | None = ...,
+        metrics: _common_pb2.Timings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_seconds", b"created_unix_seconds", "id", b"id", "metrics", b"metrics", "model", b"model", "results", b"results", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerQuestionResponse: _TypeAlias = AnswerQuestionResponse  # noqa: Y015
+
+@_typing.final
+class QuestionAnswers(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Answer]:
+        """Best first."""
+
+    def __init__(
+        self,
+        *,
+        answers: _abc.Iterable[Global___Answer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuestionAnswers: _TypeAlias = QuestionAnswers  # noqa: Y015
+
+@_typing.final
+class Answer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    answer: _builtins.str
+    score: _builtins.float
+    start: _builtins.int
+    """Characters [start, end) of the context."""
+    end: _builtins.int
+    def __init__(
+        self,
+        *,
+        answer: _builtins.str = ...,
+        score: _builtins.float = ...,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "end", b"end", "score", b"score", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Answer: _TypeAlias = Answer  # noqa: Y015
+
+@_typing.final
+class RerankTextsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    QUERY_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    TOP_N_FIELD_NUMBER: _builtins.int
+    RETURN_DOCUMENTS_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Empty: the default model of the task."""
+    query: _builtins.str
+    top_n: _builtins.int
+    """How many, best first; absent: all."""
+    return_documents: _builtins.bool
+    truncate: _builtins.bool
+    """Cut what is too long, instead of refusing it."""
+    @_builtins.property
+    def documents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        query: _builtins.str = ...,
+        documents: _abc.Iterable[_builtins.str] | None = ...,
+        top_n: _builtins.int | None = ...,
+        return_documents: _builtins.bool = ...,
+        truncate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_n", b"_top_n", "top_n", b"top_n"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_n", b"_top_n", "documents", b"documents", "model", b"model", "query", b"query", "return_documents", b"return_documents", "top_n", b"top_n", "truncate", b"truncate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__top_n: _TypeAlias = _typing.Literal["top_n"]  # noqa: Y015
+    _WhichOneofArgType__top_n: _TypeAlias = _typing.Literal["_top_n", b"_top_n"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_n) -> _WhichOneofReturnType__top_n | None: ...
+
+Global___RerankTextsRequest: _TypeAlias = RerankTextsRequest  # noqa: Y015
+
+@_typing.final
+class RerankTextsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    CREATED_UNIX_SECONDS_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    model: _builtins.str
+    created_unix_seconds: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankedText]:
+        """Best first."""
+
+    @_builtins.property
+    def usage(self) -> _common_pb2.Usage: ...
+    @_builtins.property
+    def metrics(self) -> _common_pb2.Timings: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        created_unix_seconds: _builtins.int = ...,
+        results: _abc.Iterable[Global___RankedText] | None = ...,
+        usage: _common_pb2.Usage | None = ...,
+        metrics: _common_pb2.Timings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_seconds", b"created_unix_seconds", "id", b"id", "metrics", b"metrics", "model", b"model", "results", b"results", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RerankTextsResponse: _TypeAlias = RerankTextsResponse  # noqa: Y015
+
+@_typing.final
+class RankedText(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    RELEVANCE_SCORE_FIELD_NUMBER: _builtins.int
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """The document's place in the request."""
+    relevance_score: _builtins.float
+    document: _builtins.str
+    """On request only."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        relevance_score: _builtins.float = ...,
+        document: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_document", b"_document", "document", b"document"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_document", b"_document", "document", b"document", "index", b"index", "relevance_score", b"relevance_score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__document: _TypeAlias = _typing.Literal["document"]  # noqa: Y015
+    _WhichOneofArgType__document: _TypeAlias = _typing.Literal["_document", b"_document"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__document) -> _WhichOneofReturnType__document | None: ...
+
+Global___RankedText: _TypeAlias = RankedText  # noqa: Y015
+
+@_typing.final
+class InspectAttentionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Empty: the default model of the task."""
+    truncate: _builtins.bool
+    """Cut an input that is too long, instead of refusing it."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def parameters(self) -> Global___InspectAttentionParameters: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        inputs: _abc.Iterable[_builtins.str] | None = ...,
+        parameters: Global___InspectAttentionParameters | None = ...,
+        truncate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "model", b"model", "parameters", b"parameters", "truncate", b"truncate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InspectAttentionRequest: _TypeAlias = InspectAttentionRequest  # noqa: Y015
+
+@_typing.final
+class InspectAttentionParameters(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: _builtins.int
+    HEADS_FIELD_NUMBER: _builtins.int
+    REDUCE_FIELD_NUMBER: _builtins.int
+    TOP_K_EDGES_FIELD_NUMBER: _builtins.int
+    reduce: Global___AttentionReduction.ValueType
+    top_k_edges: _builtins.int
+    """Instead of whole matrices the strongest edges of each, special tokens left out."""
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Counted from 0, negative ones from the last; empty: all."""
+
+    @_builtins.property
+    def heads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The same for heads."""
+
+    def __init__(
+        self,
+        *,
+        layers: _abc.Iterable[_builtins.int] | None = ...,
+        heads: _abc.Iterable[_builtins.int] | None = ...,
+        reduce: Global___AttentionReduction.ValueType = ...,
+        top_k_edges: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_k_edges", b"_top_k_edges", "top_k_edges", b"top_k_edges"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_k_edges", b"_top_k_edges", "heads", b"heads", "layers", b"layers", "reduce", b"reduce", "top_k_edges", b"top_k_edges"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__top_k_edges: _TypeAlias = _typing.Literal["top_k_edges"]  # noqa: Y015
+    _WhichOneofArgType__top_k_edges: _TypeAlias = _typing.Literal["_top_k_edges", b"_top_k_edges"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k_edges) -> _WhichOneofReturnType__top_k_edges | None: ...
+
+Global___InspectAttentionParameters: _TypeAlias = InspectAttentionParameters  # noqa: Y015
+
+@_typing.final
+class InspectAttentionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    CREATED_UNIX_SECONDS_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    model: _builtins.str
+    created_unix_seconds: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___InspectedText]:
+        """One entry an input, in order."""
+
+    @_builtins.property
+    def usage(self) -> _common_pb2.Usage: ...
+    @_builtins.property
+    def metrics(self) -> _common_pb2.Timings: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        created_unix_seconds: _builtins.int = ...,
+        results: _abc.Iterable[Global___InspectedText] | None = ...,
+        usage: _common_pb2.Usage | None = ...,
+        metrics: _common_pb2.Timings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_seconds", b"created_unix_seconds", "id", b"id", "metrics", b"metrics", "model", b"model", "results", b"results", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InspectAttentionResponse: _TypeAlias = InspectAttentionResponse  # noqa: Y015
+
+@_typing.final
+class InspectedText(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    MATRICES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___InspectedToken]: ...
+    @_builtins.property
+    def matrices(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttentionMatrix]: ...
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[Global___InspectedToken] | None = ...,
+        matrices: _abc.Iterable[Global___AttentionMatrix] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["matrices", b"matrices", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InspectedText: _TypeAlias = InspectedText  # noqa: Y015
+
+@_typing.final
+class InspectedToken(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    TOKEN_STR_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    token: _builtins.int
+    token_str: _builtins.str
+    start: _builtins.int
+    """Characters [start, end) of the input; equal for a special token."""
+    end: _builtins.int
+    def __init__(
+        self,
+        *,
+        token: _builtins.int = ...,
+        token_str: _builtins.str = ...,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "start", b"start", "token", b"token", "token_str", b"token_str"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InspectedToken: _TypeAlias = InspectedToken  # noqa: Y015
+
+@_typing.final
+class AttentionMatrix(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    EDGES_FIELD_NUMBER: _builtins.int
+    layer: _builtins.int
+    """Both absent where several were reduced to one."""
+    head: _builtins.int
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Row by row, a row for each token that looks; empty where edges were asked for."""
+
+    @_builtins.property
+    def edges(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttentionEdge]:
+        """Strongest first."""
+
+    def __init__(
+        self,
+        *,
+        layer: _builtins.int | None = ...,
+        head: _builtins.int | None = ...,
+        weights: _abc.Iterable[_builtins.float] | None = ...,
+        edges: _abc.Iterable[Global___AttentionEdge] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_head", b"_head", "_layer", b"_layer", "head", b"head", "layer", b"layer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_head", b"_head", "_layer", b"_layer", "edges", b"edges", "head", b"head", "layer", b"layer", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__head: _TypeAlias = _typing.Literal["head"]  # noqa: Y015
+    _WhichOneofArgType__head: _TypeAlias = _typing.Literal["_head", b"_head"]  # noqa: Y015
+    _WhichOneofReturnType__layer: _TypeAlias = _typing.Literal["layer"]  # noqa: Y015
+    _WhichOneofArgType__layer: _TypeAlias = _typing.Literal["_layer", b"_layer"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__head) -> _WhichOneofReturnType__head | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__layer) -> _WhichOneofReturnType__layer | None: ...
+
+Global___AttentionMatrix: _TypeAlias = AttentionMatrix  # noqa: Y015
+
+@_typing.final
+class AttentionEdge(_message.Message):
+    """Token `source` looks at token `target`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    source: _builtins.int
+    target: _builtins.int
+    weight: _builtins.float
+    def __init__(
+        self,
+        *,
+        source: _builtins.int = ...,
+        target: _builtins.int = ...,
+        weight: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "target", b"target", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttentionEdge: _TypeAlias = AttentionEdge  # noqa: Y015
+
+@_typing.final
+class ClassifyTextStreamRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> Global___ClassifyTextRequest: ...
+    def __init__(
+        self,
+        *,
+        request: Global___ClassifyTextRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassifyTextStreamRequest: _TypeAlias = ClassifyTextStreamRequest  # noqa: Y015
+
+@_typing.final
+class ClassifyTextStreamResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Counts the requests of this stream from 0."""
+    @_builtins.property
+    def response(self) -> Global___ClassifyTextResponse: ...
+    @_builtins.property
+    def error(self) -> _common_pb2.Error: ...
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        response: Global___ClassifyTextResponse | None = ...,
+        error: _common_pb2.Error | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "response", b"response", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "response", b"response", "result", b"result", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["response", "error"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___ClassifyTextStreamResponse: _TypeAlias = ClassifyTextStreamResponse  # noqa: Y015
+
+@_typing.final
+class EmbedTextStreamRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> Global___EmbedTextRequest: ...
+    def __init__(
+        self,
+        *,
+        request: Global___EmbedTextRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedTextStreamRequest: _TypeAlias = EmbedTextStreamRequest  # noqa: Y015
+
+@_typing.final
+class EmbedTextStreamResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Counts the requests of this stream from 0."""
+    @_builtins.property
+    def response(self) -> Global___EmbedTextResponse: ...
+    @_builtins.property
+    def error(self) -> _common_pb2.Error: ...
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        response: Global___EmbedTextResponse | None = ...,
+        error: _common_pb2.Error | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "response", b"response", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "response", b"response", "result", b"result", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["response", "error"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___EmbedTextStreamResponse: _TypeAlias = EmbedTextStreamResponse  # noqa: Y015

@@ -40,10 +40,50 @@ class EncoderServiceStub:
                 request_serializer=janus_dot_v1_dot_encoder__pb2.ClassifyTextRequest.SerializeToString,
                 response_deserializer=janus_dot_v1_dot_encoder__pb2.ClassifyTextResponse.FromString,
                 _registered_method=True)
+        self.ClassifyZeroShot = channel.unary_unary(
+                '/janus.v1.EncoderService/ClassifyZeroShot',
+                request_serializer=janus_dot_v1_dot_encoder__pb2.ClassifyZeroShotRequest.SerializeToString,
+                response_deserializer=janus_dot_v1_dot_encoder__pb2.ClassifyZeroShotResponse.FromString,
+                _registered_method=True)
+        self.ClassifyTokens = channel.unary_unary(
+                '/janus.v1.EncoderService/ClassifyTokens',
+                request_serializer=janus_dot_v1_dot_encoder__pb2.ClassifyTokensRequest.SerializeToString,
+                response_deserializer=janus_dot_v1_dot_encoder__pb2.ClassifyTokensResponse.FromString,
+                _registered_method=True)
+        self.FillMask = channel.unary_unary(
+                '/janus.v1.EncoderService/FillMask',
+                request_serializer=janus_dot_v1_dot_encoder__pb2.FillMaskRequest.SerializeToString,
+                response_deserializer=janus_dot_v1_dot_encoder__pb2.FillMaskResponse.FromString,
+                _registered_method=True)
+        self.AnswerQuestion = channel.unary_unary(
+                '/janus.v1.EncoderService/AnswerQuestion',
+                request_serializer=janus_dot_v1_dot_encoder__pb2.AnswerQuestionRequest.SerializeToString,
+                response_deserializer=janus_dot_v1_dot_encoder__pb2.AnswerQuestionResponse.FromString,
+                _registered_method=True)
         self.EmbedText = channel.unary_unary(
                 '/janus.v1.EncoderService/EmbedText',
                 request_serializer=janus_dot_v1_dot_encoder__pb2.EmbedTextRequest.SerializeToString,
                 response_deserializer=janus_dot_v1_dot_encoder__pb2.EmbedTextResponse.FromString,
+                _registered_method=True)
+        self.RerankTexts = channel.unary_unary(
+                '/janus.v1.EncoderService/RerankTexts',
+                request_serializer=janus_dot_v1_dot_encoder__pb2.RerankTextsRequest.SerializeToString,
+                response_deserializer=janus_dot_v1_dot_encoder__pb2.RerankTextsResponse.FromString,
+                _registered_method=True)
+        self.InspectAttention = channel.unary_unary(
+                '/janus.v1.EncoderService/InspectAttention',
+                request_serializer=janus_dot_v1_dot_encoder__pb2.InspectAttentionRequest.SerializeToString,
+                response_deserializer=janus_dot_v1_dot_encoder__pb2.InspectAttentionResponse.FromString,
+                _registered_method=True)
+        self.ClassifyTextStream = channel.stream_stream(
+                '/janus.v1.EncoderService/ClassifyTextStream',
+                request_serializer=janus_dot_v1_dot_encoder__pb2.ClassifyTextStreamRequest.SerializeToString,
+                response_deserializer=janus_dot_v1_dot_encoder__pb2.ClassifyTextStreamResponse.FromString,
+                _registered_method=True)
+        self.EmbedTextStream = channel.stream_stream(
+                '/janus.v1.EncoderService/EmbedTextStream',
+                request_serializer=janus_dot_v1_dot_encoder__pb2.EmbedTextStreamRequest.SerializeToString,
+                response_deserializer=janus_dot_v1_dot_encoder__pb2.EmbedTextStreamResponse.FromString,
                 _registered_method=True)
 
 
@@ -58,8 +98,64 @@ class EncoderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ClassifyZeroShot(self, request, context):
+        """Labels that the request brings, by a model of natural language inference: which one follows from the text?
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClassifyTokens(self, request, context):
+        """Labels of tokens, or of the words and entities that they make up, with their characters in the text.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FillMask(self, request, context):
+        """The likeliest tokens in the place of each mask.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AnswerQuestion(self, request, context):
+        """The passage of a context that answers a question.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def EmbedText(self, request, context):
         """One vector a text.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RerankTexts(self, request, context):
+        """Documents by how well each answers a query, best first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InspectAttention(self, request, context):
+        """Which token looks at which, layer by layer and head by head.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClassifyTextStream(self, request_iterator, context):
+        """In bulk: an answer a request, in order. A request that fails has its error in its place, and the rest goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EmbedTextStream(self, request_iterator, context):
+        """In bulk, as ClassifyTextStream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -73,10 +169,50 @@ def add_EncoderServiceServicer_to_server(servicer, server):
                     request_deserializer=janus_dot_v1_dot_encoder__pb2.ClassifyTextRequest.FromString,
                     response_serializer=janus_dot_v1_dot_encoder__pb2.ClassifyTextResponse.SerializeToString,
             ),
+            'ClassifyZeroShot': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClassifyZeroShot,
+                    request_deserializer=janus_dot_v1_dot_encoder__pb2.ClassifyZeroShotRequest.FromString,
+                    response_serializer=janus_dot_v1_dot_encoder__pb2.ClassifyZeroShotResponse.SerializeToString,
+            ),
+            'ClassifyTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClassifyTokens,
+                    request_deserializer=janus_dot_v1_dot_encoder__pb2.ClassifyTokensRequest.FromString,
+                    response_serializer=janus_dot_v1_dot_encoder__pb2.ClassifyTokensResponse.SerializeToString,
+            ),
+            'FillMask': grpc.unary_unary_rpc_method_handler(
+                    servicer.FillMask,
+                    request_deserializer=janus_dot_v1_dot_encoder__pb2.FillMaskRequest.FromString,
+                    response_serializer=janus_dot_v1_dot_encoder__pb2.FillMaskResponse.SerializeToString,
+            ),
+            'AnswerQuestion': grpc.unary_unary_rpc_method_handler(
+                    servicer.AnswerQuestion,
+                    request_deserializer=janus_dot_v1_dot_encoder__pb2.AnswerQuestionRequest.FromString,
+                    response_serializer=janus_dot_v1_dot_encoder__pb2.AnswerQuestionResponse.SerializeToString,
+            ),
             'EmbedText': grpc.unary_unary_rpc_method_handler(
                     servicer.EmbedText,
                     request_deserializer=janus_dot_v1_dot_encoder__pb2.EmbedTextRequest.FromString,
                     response_serializer=janus_dot_v1_dot_encoder__pb2.EmbedTextResponse.SerializeToString,
+            ),
+            'RerankTexts': grpc.unary_unary_rpc_method_handler(
+                    servicer.RerankTexts,
+                    request_deserializer=janus_dot_v1_dot_encoder__pb2.RerankTextsRequest.FromString,
+                    response_serializer=janus_dot_v1_dot_encoder__pb2.RerankTextsResponse.SerializeToString,
+            ),
+            'InspectAttention': grpc.unary_unary_rpc_method_handler(
+                    servicer.InspectAttention,
+                    request_deserializer=janus_dot_v1_dot_encoder__pb2.InspectAttentionRequest.FromString,
+                    response_serializer=janus_dot_v1_dot_encoder__pb2.InspectAttentionResponse.SerializeToString,
+            ),
+            'ClassifyTextStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.ClassifyTextStream,
+                    request_deserializer=janus_dot_v1_dot_encoder__pb2.ClassifyTextStreamRequest.FromString,
+                    response_serializer=janus_dot_v1_dot_encoder__pb2.ClassifyTextStreamResponse.SerializeToString,
+            ),
+            'EmbedTextStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.EmbedTextStream,
+                    request_deserializer=janus_dot_v1_dot_encoder__pb2.EmbedTextStreamRequest.FromString,
+                    response_serializer=janus_dot_v1_dot_encoder__pb2.EmbedTextStreamResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -118,6 +254,114 @@ class EncoderService:
             _registered_method=True)
 
     @staticmethod
+    def ClassifyZeroShot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/janus.v1.EncoderService/ClassifyZeroShot',
+            janus_dot_v1_dot_encoder__pb2.ClassifyZeroShotRequest.SerializeToString,
+            janus_dot_v1_dot_encoder__pb2.ClassifyZeroShotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClassifyTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/janus.v1.EncoderService/ClassifyTokens',
+            janus_dot_v1_dot_encoder__pb2.ClassifyTokensRequest.SerializeToString,
+            janus_dot_v1_dot_encoder__pb2.ClassifyTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FillMask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/janus.v1.EncoderService/FillMask',
+            janus_dot_v1_dot_encoder__pb2.FillMaskRequest.SerializeToString,
+            janus_dot_v1_dot_encoder__pb2.FillMaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AnswerQuestion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/janus.v1.EncoderService/AnswerQuestion',
+            janus_dot_v1_dot_encoder__pb2.AnswerQuestionRequest.SerializeToString,
+            janus_dot_v1_dot_encoder__pb2.AnswerQuestionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def EmbedText(request,
             target,
             options=(),
@@ -134,6 +378,114 @@ class EncoderService:
             '/janus.v1.EncoderService/EmbedText',
             janus_dot_v1_dot_encoder__pb2.EmbedTextRequest.SerializeToString,
             janus_dot_v1_dot_encoder__pb2.EmbedTextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RerankTexts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/janus.v1.EncoderService/RerankTexts',
+            janus_dot_v1_dot_encoder__pb2.RerankTextsRequest.SerializeToString,
+            janus_dot_v1_dot_encoder__pb2.RerankTextsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InspectAttention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/janus.v1.EncoderService/InspectAttention',
+            janus_dot_v1_dot_encoder__pb2.InspectAttentionRequest.SerializeToString,
+            janus_dot_v1_dot_encoder__pb2.InspectAttentionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClassifyTextStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/janus.v1.EncoderService/ClassifyTextStream',
+            janus_dot_v1_dot_encoder__pb2.ClassifyTextStreamRequest.SerializeToString,
+            janus_dot_v1_dot_encoder__pb2.ClassifyTextStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EmbedTextStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/janus.v1.EncoderService/EmbedTextStream',
+            janus_dot_v1_dot_encoder__pb2.EmbedTextStreamRequest.SerializeToString,
+            janus_dot_v1_dot_encoder__pb2.EmbedTextStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,8 +18,24 @@ class EncoderServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     ClassifyText: _aio.UnaryUnaryMultiCallable[_encoder_pb2.ClassifyTextRequest, _encoder_pb2.ClassifyTextResponse]
     """Labels and scores for whole texts: sentiment, topics, any sequence classification."""
+    ClassifyZeroShot: _aio.UnaryUnaryMultiCallable[_encoder_pb2.ClassifyZeroShotRequest, _encoder_pb2.ClassifyZeroShotResponse]
+    """Labels that the request brings, by a model of natural language inference: which one follows from the text?"""
+    ClassifyTokens: _aio.UnaryUnaryMultiCallable[_encoder_pb2.ClassifyTokensRequest, _encoder_pb2.ClassifyTokensResponse]
+    """Labels of tokens, or of the words and entities that they make up, with their characters in the text."""
+    FillMask: _aio.UnaryUnaryMultiCallable[_encoder_pb2.FillMaskRequest, _encoder_pb2.FillMaskResponse]
+    """The likeliest tokens in the place of each mask."""
+    AnswerQuestion: _aio.UnaryUnaryMultiCallable[_encoder_pb2.AnswerQuestionRequest, _encoder_pb2.AnswerQuestionResponse]
+    """The passage of a context that answers a question."""
     EmbedText: _aio.UnaryUnaryMultiCallable[_encoder_pb2.EmbedTextRequest, _encoder_pb2.EmbedTextResponse]
     """One vector a text."""
+    RerankTexts: _aio.UnaryUnaryMultiCallable[_encoder_pb2.RerankTextsRequest, _encoder_pb2.RerankTextsResponse]
+    """Documents by how well each answers a query, best first."""
+    InspectAttention: _aio.UnaryUnaryMultiCallable[_encoder_pb2.InspectAttentionRequest, _encoder_pb2.InspectAttentionResponse]
+    """Which token looks at which, layer by layer and head by head."""
+    ClassifyTextStream: _aio.StreamStreamMultiCallable[_encoder_pb2.ClassifyTextStreamRequest, _encoder_pb2.ClassifyTextStreamResponse]
+    """In bulk: an answer a request, in order. A request that fails has its error in its place, and the rest goes on."""
+    EmbedTextStream: _aio.StreamStreamMultiCallable[_encoder_pb2.EmbedTextStreamRequest, _encoder_pb2.EmbedTextStreamResponse]
+    """In bulk, as ClassifyTextStream."""
 
 class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tasks of models that look both ways."""
@@ -33,11 +49,75 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         """Labels and scores for whole texts: sentiment, topics, any sequence classification."""
 
     @_abc_1.abstractmethod
+    def ClassifyZeroShot(
+        self,
+        request: _encoder_pb2.ClassifyZeroShotRequest,
+        context: _aio.ServicerContext[_encoder_pb2.ClassifyZeroShotRequest, _abc.Awaitable[_encoder_pb2.ClassifyZeroShotResponse]],
+    ) -> _abc.Awaitable[_encoder_pb2.ClassifyZeroShotResponse]:
+        """Labels that the request brings, by a model of natural language inference: which one follows from the text?"""
+
+    @_abc_1.abstractmethod
+    def ClassifyTokens(
+        self,
+        request: _encoder_pb2.ClassifyTokensRequest,
+        context: _aio.ServicerContext[_encoder_pb2.ClassifyTokensRequest, _abc.Awaitable[_encoder_pb2.ClassifyTokensResponse]],
+    ) -> _abc.Awaitable[_encoder_pb2.ClassifyTokensResponse]:
+        """Labels of tokens, or of the words and entities that they make up, with their characters in the text."""
+
+    @_abc_1.abstractmethod
+    def FillMask(
+        self,
+        request: _encoder_pb2.FillMaskRequest,
+        context: _aio.ServicerContext[_encoder_pb2.FillMaskRequest, _abc.Awaitable[_encoder_pb2.FillMaskResponse]],
+    ) -> _abc.Awaitable[_encoder_pb2.FillMaskResponse]:
+        """The likeliest tokens in the place of each mask."""
+
+    @_abc_1.abstractmethod
+    def AnswerQuestion(
+        self,
+        request: _encoder_pb2.AnswerQuestionRequest,
+        context: _aio.ServicerContext[_encoder_pb2.AnswerQuestionRequest, _abc.Awaitable[_encoder_pb2.AnswerQuestionResponse]],
+    ) -> _abc.Awaitable[_encoder_pb2.AnswerQuestionResponse]:
+        """The passage of a context that answers a question."""
+
+    @_abc_1.abstractmethod
     def EmbedText(
         self,
         request: _encoder_pb2.EmbedTextRequest,
         context: _aio.ServicerContext[_encoder_pb2.EmbedTextRequest, _abc.Awaitable[_encoder_pb2.EmbedTextResponse]],
     ) -> _abc.Awaitable[_encoder_pb2.EmbedTextResponse]:
         """One vector a text."""
+
+    @_abc_1.abstractmethod
+    def RerankTexts(
+        self,
+        request: _encoder_pb2.RerankTextsRequest,
+        context: _aio.ServicerContext[_encoder_pb2.RerankTextsRequest, _abc.Awaitable[_encoder_pb2.RerankTextsResponse]],
+    ) -> _abc.Awaitable[_encoder_pb2.RerankTextsResponse]:
+        """Documents by how well each answers a query, best first."""
+
+    @_abc_1.abstractmethod
+    def InspectAttention(
+        self,
+        request: _encoder_pb2.InspectAttentionRequest,
+        context: _aio.ServicerContext[_encoder_pb2.InspectAttentionRequest, _abc.Awaitable[_encoder_pb2.InspectAttentionResponse]],
+    ) -> _abc.Awaitable[_encoder_pb2.InspectAttentionResponse]:
+        """Which token looks at which, layer by layer and head by head."""
+
+    @_abc_1.abstractmethod
+    def ClassifyTextStream(
+        self,
+        request_iterator: _abc.AsyncIterator[_encoder_pb2.ClassifyTextStreamRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_encoder_pb2.ClassifyTextStreamRequest], _abc.AsyncIterator[_encoder_pb2.ClassifyTextStreamResponse]],
+    ) -> _abc.AsyncIterator[_encoder_pb2.ClassifyTextStreamResponse]:
+        """In bulk: an answer a request, in order. A request that fails has its error in its place, and the rest goes on."""
+
+    @_abc_1.abstractmethod
+    def EmbedTextStream(
+        self,
+        request_iterator: _abc.AsyncIterator[_encoder_pb2.EmbedTextStreamRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_encoder_pb2.EmbedTextStreamRequest], _abc.AsyncIterator[_encoder_pb2.EmbedTextStreamResponse]],
+    ) -> _abc.AsyncIterator[_encoder_pb2.EmbedTextStreamResponse]:
+        """In bulk, as ClassifyTextStream."""
 
 def add_EncoderServiceServicer_to_server(servicer: EncoderServiceServicer, server: _aio.Server) -> None: ...
