@@ -4,11 +4,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import tokenizers
 
 from model.errors import CheckpointError
 
+Cut = Literal["first", "longest"]
+
+_MASKS, _UNKNOWNS = ("[MASK]", "<mask>"), ("[UNK]", "<unk>")
 _REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x..>")
 # How many tokens the window of a detokenizer may have, and how many it keeps when it has more: more than the three
@@ -18,54 +22,137 @@ _MAX_WINDOW_TOKENS, _MIN_WINDOW_TOKENS = 16, 8
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """Token ids with what belongs to each: characters `[start, end)` of its text, segment, special or not."""
+    """Token ids with what belongs to each; a list is made when it is asked for, since few callers need them all."""
 
-    ids: list[int]
-    offsets: list[tuple[int, int]]
-    type_ids: list[int]
-    special_mask: list[int]
+    backend: tokenizers.Encoding
+
+    def __len__(self) -> int:
+        return len(self.backend)
+
+    @property
+    def ids(self) -> list[int]:
+        return self.backend.ids
+
+    @property
+    def type_ids(self) -> list[int]:
+        """The segment of each token."""
+        return self.backend.type_ids
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]:
+        """Characters `[start, end)` of its text; (0, 0) for a special token."""
+        return self.backend.offsets
+
+    @property
+    def special_mask(self) -> list[int]:
+        """1 for a token that the tokenizer added, 0 for one of the text."""
+        return self.backend.special_tokens_mask
+
+    @property
+    def text_numbers(self) -> list[int | None]:
+        """0 for a token of the first text, 1 of the second, None for one that the tokenizer added."""
+        return self.backend.sequence_ids
+
+    @property
+    def word_numbers(self) -> list[int | None]:
+        """Which word of its text, as the tokenizer splits words; None for a special token."""
+        return self.backend.word_ids
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A vocabulary and its rules; never cuts and never pads."""
+    """A vocabulary and its rules; cuts only when it is asked to, and never pads.
+
+    `mask_token` and `unknown_token` are told, or what the vocabulary has of their usual spellings: older checkpoints
+    leave them to the reader. None where there is none.
+    """
 
     backend: tokenizers.Tokenizer
     bos_token: str | None = None
     eos_token: str | None = None
+    mask_token: str | None = None
+    unknown_token: str | None = None
     special_ids: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.backend.no_truncation()
         self.backend.no_padding()
-        added = self.backend.get_added_tokens_decoder()
-        object.__setattr__(self, "special_ids", frozenset(i for i, token in added.items() if token.special))
+        special = {i: token.content for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        object.__setattr__(self, "special_ids", frozenset(special))
+        for name, spellings in (("mask_token", _MASKS), ("unknown_token", _UNKNOWNS)):
+            found = [spelling for spelling in spellings if spelling in special.values()]
+            if getattr(self, name) is None and found:
+                object.__setattr__(self, name, found[0])
 
     @classmethod
-    def from_file(cls, path: Path, *, bos_token: str | None = None, eos_token: str | None = None) -> "Tokenizer":
-        """Raises: CheckpointError for a file that is missing or not a tokenizer.json."""
+    def from_file(cls, path: Path, **special_tokens: str | None) -> "Tokenizer":
+        """`special_tokens` are fields of this class.
+
+        Raises: CheckpointError for a file that is missing or not a tokenizer.json.
+        """
         if not path.is_file():
             raise CheckpointError(f"{path}: there is no such file")
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
             raise CheckpointError(f"{path}: not a tokenizer: {error}") from error
-        return cls(backend, bos_token, eos_token)
+        return cls(backend, **special_tokens)
 
     @property
     def vocabulary_size(self) -> int:
         return int(self.backend.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> Encoding:
-        return _encoding(self.backend.encode(text, add_special_tokens=add_special_tokens))
+        return Encoding(self.backend.encode(text, add_special_tokens=add_special_tokens))
 
     def encode_pair(self, first: str, second: str) -> Encoding:
         """Two texts as one input, told apart by their type ids."""
-        return _encoding(self.backend.encode(first, second))
+        return Encoding(self.backend.encode(first, second))
 
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[Encoding]:
         encoded = self.backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
-        return [_encoding(one) for one in encoded]
+        return [Encoding(one) for one in encoded]
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Encoding]:
+        return [Encoding(one) for one in self.backend.encode_batch(list(pairs))]
+
+    def encode_within(
+        self, max_tokens: int, first: str, second: str | None = None, *, cut: Cut = "longest"
+    ) -> Encoding:
+        """An input of at most `max_tokens`, its special tokens kept: what is too much goes from the end of a text.
+
+        `cut` names it: the first text alone, or of the two the longer one, token by token.
+        """
+        room = max_tokens - self.backend.num_special_tokens_to_add(second is not None)
+        head = self.backend.encode(first, add_special_tokens=False)
+        if second is None:
+            head.truncate(max(room, 0))
+            return Encoding(self.backend.post_process(head))
+        tail = self.backend.encode(second, add_special_tokens=False)
+        head_room, tail_room = _shares(room, len(head), len(tail), cut)
+        head.truncate(head_room)
+        tail.truncate(tail_room)
+        return Encoding(self.backend.post_process(head, tail))
+
+    def encode_windows(self, text: str, *, before: str | None = None, max_tokens: int, stride: int) -> list[Encoding]:
+        """A text in inputs of at most `max_tokens` that overlap by `stride` tokens, each after the whole of `before`.
+
+        Offsets are of the whole text. `max_tokens` must leave more room than `stride` beside `before` and the special
+        tokens.
+        """
+        first = None if before is None else self.backend.encode(before, add_special_tokens=False)
+        room = max_tokens - self.backend.num_special_tokens_to_add(first is not None) - (len(first) if first else 0)
+        assert 0 <= stride < room
+        window = self.backend.encode(text, add_special_tokens=False)
+        window.truncate(room, stride)
+        windows = [window, *window.overflowing]
+        if first is None:
+            return [Encoding(self.backend.post_process(one)) for one in windows]
+        return [Encoding(self.backend.post_process(first, one)) for one in windows]
+
+    def num_special_tokens(self, *, is_pair: bool) -> int:
+        """How many tokens an input gets besides those of its text or texts."""
+        return int(self.backend.num_special_tokens_to_add(is_pair))
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
@@ -76,9 +163,27 @@ class Tokenizer:
     def id_to_token(self, token_id: int) -> str | None:
         return self.backend.id_to_token(token_id)
 
+    def tokens_to_text(self, tokens: Sequence[str]) -> str:
+        """The text that tokens, given as the vocabulary spells them, make up."""
+        decoder = self.backend.decoder
+        return " ".join(tokens) if decoder is None else str(decoder.decode(list(tokens)))
 
-def _encoding(encoded: tokenizers.Encoding) -> Encoding:
-    return Encoding(encoded.ids, encoded.offsets, encoded.type_ids, encoded.special_tokens_mask)
+    @property
+    def subword_prefix(self) -> str | None:
+        """What a token that goes on with a word begins with, in vocabularies that say so ("##")."""
+        return getattr(self.backend.model, "continuing_subword_prefix", None)
+
+
+def _shares(room: int, num_first: int, num_second: int, cut: Cut) -> tuple[int, int]:
+    """How many tokens of two texts fit."""
+    if num_first + num_second <= room:
+        return num_first, num_second
+    if cut == "first":
+        return max(room - num_second, 0), num_second
+    shorter = min(num_first, num_second, room // 2)
+    if num_first <= num_second:
+        return shorter, room - shorter
+    return room - shorter, shorter
 
 
 class IncrementalDetokenizer:

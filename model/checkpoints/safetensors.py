@@ -29,6 +29,7 @@ class SafetensorsCheckpoint:
             raise CheckpointError(f"{path / 'config.json'}: `architectures` is not a list of one name")
         self.architecture: str = architectures[0]
         self._tokenizer_config = _optional_json(path / "tokenizer_config.json")
+        self._special_tokens_map = _optional_json(path / "special_tokens_map.json")
         self._files = {name: opened for shard in self._shards() for name, opened in shard.items()}
         if not self._files:
             raise CheckpointError(f"{path}: the weights hold no tensor")
@@ -109,11 +110,13 @@ class SafetensorsCheckpoint:
             self.path / "tokenizer.json",
             bos_token=self._token("bos_token"),
             eos_token=self._token("eos_token"),
+            mask_token=self._token("mask_token"),
+            unknown_token=self._token("unk_token"),
         )
 
     def _token(self, key: str) -> str | None:
-        """A special token of tokenizer_config.json: a string, or an object with its `content`."""
-        value = self._tokenizer_config.get(key)
+        """A special token of tokenizer_config.json, or of the older file: a string, or an object with its `content`."""
+        value = self._tokenizer_config.get(key, self._special_tokens_map.get(key))
         return self._text_of(key, value.get("content") if isinstance(value, dict) else value)
 
     def _text_of(self, key: str, value: Any) -> str | None:
