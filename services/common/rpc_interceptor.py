@@ -23,7 +23,22 @@ from services.common.rpc_status import to_rpc_status
 OPERATIONS = ("/grpc.health.", "/grpc.reflection.")
 MAX_REQUEST_ID_CHARACTERS = 128
 # Tasks as the REST routes name them; a method without an entry is its own task.
-TASKS = {"ClassifyText": "classify", "EmbedText": "embeddings", "Chat": "chat", "Generate": "completions"}
+TASKS = {
+    "ClassifyText": "classify",
+    "ClassifyTextStream": "classify",
+    "ClassifyZeroShot": "zero-shot-classify",
+    "ClassifyTokens": "token-classify",
+    "FillMask": "fill-mask",
+    "AnswerQuestion": "question-answering",
+    "EmbedText": "embeddings",
+    "EmbedTextStream": "embeddings",
+    "RerankTexts": "rerank",
+    "InspectAttention": "attention",
+    "Chat": "chat",
+    "Generate": "completions",
+    "TokenizeText": "tokenize",
+    "DetokenizeTokens": "detokenize",
+}
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Method: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -111,25 +112,28 @@ class GatewaySettings(CommonSettings):
     )
 
 
-def _default_encoder(fields: dict[str, Any]) -> Path:
-    return Path(fields["weights_dir"]) / MINILM
-
-
-def _default_adapters(fields: dict[str, Any]) -> Path | None:
-    is_default_model = fields["model"] == _default_encoder(fields)
-    return REPOSITORY / "model" / "training" / "adapters" if is_default_model else None
-
-
 def _default_decoder(fields: dict[str, Any]) -> Path:
     return Path(fields["weights_dir"]) / SMOLLM2
 
 
 def _model_id(fields: dict[str, Any]) -> str:
-    path: Path = fields["model"]
+    return _id_of(fields["model"], fields["weights_dir"])
+
+
+def _id_of(path: Path, weights_dir: Path) -> str:
     for known, model_id in WELL_KNOWN_IDS.items():
-        if path == fields["weights_dir"] / known:
+        if path == weights_dir / known:
             return model_id
     return path.stem if path.suffix == ".gguf" else path.name
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model's id, its checkpoint, and the folder of its adapters."""
+
+    model_id: str
+    path: Path
+    adapters_dir: Path | None
 
 
 class EncoderSettings(WorkerSettings):
@@ -140,19 +144,52 @@ class EncoderSettings(WorkerSettings):
 
     grpc_port: int = Field(50061, ge=0, le=65535, description="port of gRPC; 0: any free one")
     metrics_port: int = Field(9101, ge=0, le=65535, description="port of /metrics, /livez, /readyz; 0: any free one")
-    model: Path = Field(
-        default_factory=_default_encoder, description="folder of a Hugging Face checkpoint (default: all-MiniLM-L6-v2)"
-    )
-    model_id: str = Field(
-        default_factory=_model_id, min_length=1, description="name the model answers to (default: from its path)"
+    models: str = Field(
+        WELL_KNOWN_IDS[MINILM],
+        description="models separated by commas, each the folder of a Hugging Face checkpoint or name=folder; the "
+        "first that can do a task is the default for it",
     )
     adapters_dir: Path | None = Field(
-        default_factory=_default_adapters,
-        description="folder with a folder for each of the model's adapters (default: those of all-MiniLM-L6-v2)",
+        None,
+        description="folder with a folder for each adapter of the first model (default: all-MiniLM-L6-v2 has its own)",
     )
     dtype: Literal["float32", "bf16"] = Field("bf16", description="arithmetic of the model")
     max_batch_tokens: int = Field(2048, gt=0, description="most tokens of one batch")
-    max_queue_requests: int = Field(1024, gt=0, description="requests that may wait; more are refused with queue_full")
+    max_queue_requests: int = Field(
+        1024, gt=0, description="requests that may wait for a model; more are refused with queue_full"
+    )
+
+    @field_validator("models")
+    @classmethod
+    def _are_names_and_folders(cls, models: str, info: ValidationInfo) -> str:
+        named = _named_folders(models, info.data["weights_dir"])
+        if not all(name for name, _ in named):
+            raise PydanticCustomError("models", "not folders separated by commas, nor name=folder")
+        if len(dict(named)) < len(named):
+            raise PydanticCustomError("models", "two models have one name; name=folder gives another")
+        return models
+
+    @property
+    def sources(self) -> tuple[ModelSource, ...]:
+        """The models in order."""
+        named = _named_folders(self.models, self.weights_dir)
+        return tuple(ModelSource(name, path, self._adapters_of(path, i)) for i, (name, path) in enumerate(named))
+
+    def _adapters_of(self, path: Path, number: int) -> Path | None:
+        if number == 0 and self.adapters_dir is not None:
+            return self.adapters_dir
+        return REPOSITORY / "model" / "training" / "adapters" if path == self.weights_dir / MINILM else None
+
+
+def _named_folders(models: str, weights_dir: Path) -> list[tuple[str, Path]]:
+    """Names and folders of `name=folder,folder,...`; a default model's name stands for its folder."""
+    well_known = {model_id: weights_dir / path for path, model_id in WELL_KNOWN_IDS.items()}
+    named = []
+    for part in models.split(","):
+        name, _, folder = (text.strip() for text in part.rpartition("="))
+        path = well_known.get(folder, Path(folder))
+        named.append((name or _id_of(path, weights_dir), path))
+    return named
 
 
 class DecoderSettings(WorkerSettings):

@@ -99,7 +99,8 @@ async def _work(
     load: Callable[[], Awaitable[W]],
 ) -> None:
     """Loads, works, drains; a drain that comes while it loads ends it, too."""
-    _log.info("loading", model=str(settings.model), grpc_port=grpc.port)
+    models = settings.models if isinstance(settings, EncoderSettings) else str(settings.model)
+    _log.info("loading", models=models, grpc_port=grpc.port)
     asked = asyncio.create_task(drain.wait())
     loading = asyncio.ensure_future(load())
     tasks: list[asyncio.Future[Any]] = [asked, loading]

@@ -1,12 +1,21 @@
 """The batcher without a timer: it waits for a free runner, then cuts a batch by token budget at the last moment.
 
 A lone request goes at once; batches grow exactly while the runner is busy. (The idea is text-embeddings-inference's.)
-Requests take turns, an item each, so that one with a thousand inputs does not stand in everybody's way.
+
+Who comes first is told by a clock of work, which counts the tokens that were ever taken:
+
+    tag of an item     the clock when its request came up with it + the item's own tokens
+    goes first         the item with the smallest tag
+
+So a short item overtakes a long one that came at the same time, and is never overtaken by what came more than its own
+length of work later: nobody waits for ever. A request comes up with one item after the other, so one with a thousand
+inputs takes turns with everybody else.
 """
 
 import asyncio
+import heapq
+import itertools
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,11 +25,17 @@ from services.common.errors import DeadlineExceeded, Internal, QueueFull
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One input: its tokens, the segment of each, and the head that reads it (opaque here)."""
+    """One pass over one input: its tokens, the segment of each, and the head that reads it (opaque here).
+
+    `rows` are the tokens that a head scores, where it scores tokens; None: all. `reduce` makes of the scores what is
+    kept, where the runner has them.
+    """
 
     token_ids: Sequence[int]
     type_ids: Sequence[int]
     head: Any
+    rows: Sequence[int] | None = None
+    reduce: Callable[[Any], Any] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -52,13 +67,21 @@ class _Request:
         return len(self.items) - self.num_taken
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """In the place of an output: why there is none."""
+
+    cause: Exception
+
+
 Execute = Callable[[list[Item]], Awaitable[list[Any]]]
 
 
 class Batcher:
     """Bounds: tokens of a batch (a longer item goes alone), requests and tokens that wait.
 
-    `execute` runs one batch and returns an output an item; the batcher never runs two at once.
+    `execute` runs one batch and returns an output an item. Batchers that share a device share its `turn`: whoever holds
+    it runs, so that no two batches run at once and each is cut when it really starts.
     """
 
     def __init__(
@@ -69,40 +92,48 @@ class Batcher:
         max_waiting_requests: int,
         max_waiting_tokens: int,
         observe: Callable[[list[Item]], None] = lambda items: None,
+        turn: asyncio.Lock | None = None,
     ) -> None:
         self._execute = execute
         self._max_batch_tokens = max_batch_tokens
         self._max_waiting_requests = max_waiting_requests
         self._max_waiting_tokens = max_waiting_tokens
         self._observe = observe
-        self._turns: deque[_Request] = deque()
+        self._turn = turn or asyncio.Lock()
+        self._waiting: set[_Request] = set()
+        # By tag, equal ones by arrival; who has left is skipped when its tag comes up.
+        self._order: list[tuple[int, int, _Request]] = []
+        self._arrivals = itertools.count()
+        self._clock = 0
         self._has_work = asyncio.Event()
         self._tokens_per_second = 0.0
+        self._free_since = 0.0
         self.num_waiting_tokens = 0
         self.num_running_requests = 0
 
     @property
     def num_waiting_requests(self) -> int:
-        return len(self._turns)
+        return len(self._waiting)
 
     async def submit(self, items: Sequence[Item], *, deadline: float | None = None) -> list[Result]:
         """Results in the order of the items; a caller that is cancelled takes its items out of the queue.
 
         Units: `deadline` is a monotonic time in seconds.
-        Raises: QueueFull at once; DeadlineExceeded before a pass was spent on it; Internal when its batch failed.
+        Raises: QueueFull at once; DeadlineExceeded before a pass was spent on it; Internal when its pass failed.
         """
         assert items
         num_tokens = sum(item.num_tokens for item in items)
-        if len(self._turns) >= self._max_waiting_requests or (
-            self._turns and self.num_waiting_tokens + num_tokens > self._max_waiting_tokens
+        if len(self._waiting) >= self._max_waiting_requests or (
+            self._waiting and self.num_waiting_tokens + num_tokens > self._max_waiting_tokens
         ):
             raise QueueFull(
-                f"{len(self._turns)} requests with {self.num_waiting_tokens} tokens are waiting, the most that may.",
+                f"{len(self._waiting)} requests with {self.num_waiting_tokens} tokens are waiting, the most that may.",
                 retry_after_ms=self._wait_ms(),
             )
         answer: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
         request = _Request(items, deadline, time.monotonic(), answer)
-        self._turns.append(request)
+        self._waiting.add(request)
+        self._line_up(request)
         self.num_waiting_tokens += num_tokens
         self._has_work.set()
         try:
@@ -114,33 +145,44 @@ class Batcher:
         """The loop; cancel it to end it."""
         while True:
             await self._has_work.wait()
-            batch = self._cut(time.monotonic())
-            if batch:
-                await self._run_batch(batch)
-            elif not self._turns:
+            async with self._turn:
+                batch = self._cut(time.monotonic())
+                if batch:
+                    await self._run_batch(batch)
+            if not self._waiting:
                 self._has_work.clear()
 
+    def _line_up(self, request: _Request) -> None:
+        """With its next item."""
+        tag = self._clock + request.items[request.num_taken].num_tokens
+        heapq.heappush(self._order, (tag, next(self._arrivals), request))
+
     def _cut(self, now: float) -> list[tuple[_Request, int]]:
-        """The next batch: an item of each request in turn, while the budget lasts."""
-        for request in [r for r in self._turns if r.deadline is not None and r.deadline <= now]:
+        """The next batch: items by tag, while the budget lasts."""
+        for request in [r for r in self._waiting if r.deadline is not None and r.deadline <= now]:
             self._fail(request, DeadlineExceeded("The deadline passed in the queue."))
         batch: list[tuple[_Request, int]] = []
         budget = self._max_batch_tokens
-        while self._turns:
-            request = self._turns[0]
+        while self._order:
+            request = self._order[0][2]
             if request.answer.done():  # cancelled a moment ago, and not yet gone
                 self._leave(request)
+            if request not in self._waiting:
+                heapq.heappop(self._order)
                 continue
-            item = request.items[request.num_taken]
-            if batch and item.num_tokens > budget:
+            num_tokens = request.items[request.num_taken].num_tokens
+            if batch and num_tokens > budget:
                 break
-            budget -= item.num_tokens
-            self.num_waiting_tokens -= item.num_tokens
+            budget -= num_tokens
+            self.num_waiting_tokens -= num_tokens
             batch.append((request, request.num_taken))
+            heapq.heappop(self._order)
+            self._clock += num_tokens
             request.num_taken += 1
-            self._turns.popleft()
             if request.num_left:
-                self._turns.append(request)
+                self._line_up(request)
+            else:
+                self._waiting.remove(request)
         return batch
 
     async def _run_batch(self, batch: list[tuple[_Request, int]]) -> None:
@@ -150,20 +192,28 @@ class Batcher:
         self.num_running_requests = len(requests)
         started = time.monotonic()
         try:
-            outputs = await self._execute(items)
-        except Exception as error:
-            for request in requests:
-                self._fail(request, Internal("The model's pass failed."), cause=error)
-            return
+            outputs = await self._outputs(items)
         finally:
             self.num_running_requests = 0
-        seconds = time.monotonic() - started
-        self._tokens_per_second = sum(item.num_tokens for item in items) / max(seconds, 1e-6)
+        ended = time.monotonic()
+        self._keep_pace(sum(item.num_tokens for item in items), min(r.submitted for r in requests), ended)
         for (request, index), output in zip(batch, outputs, strict=True):
-            request.results[index] = Result(output, started - request.submitted, seconds)
+            if isinstance(output, _Failure):
+                self._fail(request, Internal("The model's pass failed."), cause=output.cause)
+            request.results[index] = Result(output, started - request.submitted, ended - started)
         for request in requests:
             if len(request.results) == len(request.items) and not request.answer.done():
                 request.answer.set_result([request.results[i] for i in range(len(request.items))])
+
+    async def _outputs(self, items: list[Item]) -> list[Any]:
+        """An output or a failure for each item: a batch that fails runs again in halves, so its culprit fails alone."""
+        try:
+            return await self._execute(items)
+        except Exception as error:
+            if len(items) == 1:
+                return [_Failure(error)]
+            half = len(items) // 2
+            return [*await self._outputs(items[:half]), *await self._outputs(items[half:])]
 
     def _fail(self, request: _Request, error: Exception, *, cause: BaseException | None = None) -> None:
         error.__cause__ = cause
@@ -173,10 +223,15 @@ class Batcher:
 
     def _leave(self, request: _Request) -> None:
         """Takes what is left of a request out of the queue; nothing where nothing is left."""
-        if request in self._turns:
-            self._turns.remove(request)
+        if request in self._waiting:
+            self._waiting.remove(request)
             self.num_waiting_tokens -= sum(item.num_tokens for item in request.items[request.num_taken :])
-            request.num_taken = len(request.items)
+
+    def _keep_pace(self, num_tokens: int, submitted: float, ended: float) -> None:
+        """How fast the queue moves: turns of other batchers count, times without work don't."""
+        seconds = ended - max(submitted, self._free_since)
+        self._tokens_per_second = num_tokens / max(seconds, 1e-6)
+        self._free_since = ended
 
     def _wait_ms(self) -> int:
         """How long the queue will take at the last batch's pace, at least a tenth of a second."""

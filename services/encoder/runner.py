@@ -1,4 +1,4 @@
-"""A batch to tensors and back: the only file of this worker that knows torch and the model.
+"""A batch to tensors and back: with `heads`, the only file of this worker that knows torch and the model.
 
 One encoder and everything that reads it: pooled vectors, the checkpoint's own classifier, adapters with a head each.
 All of them share a packed pass; a row's adapter is part of the batch.
@@ -7,28 +7,34 @@ All of them share a packed pass; a row's adapter is part of the batch.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
+from typing import Any, TypeAlias
 
+import numpy
 import torch
+from torch import Tensor, nn
 
 from model.adapters import Adapter, attach
-from model.checkpoints.checkpoint import Checkpoint
 from model.checkpoints.registry import load, open_checkpoint
 from model.device import resolve_device
 from model.encoder import EncoderModel
 from model.errors import CheckpointError, ModelError
-from model.heads import Pooling, SequenceClassifier
+from model.heads import MaskedLanguageModel, SpanExtractor, TokenClassifier
 from model.metadata import AttentionMetadata
 from model.tokenizer import Tokenizer
-from services.common.settings import ConfigurationError, EncoderSettings, setting_of
+from services.common.settings import ConfigurationError, EncoderSettings, ModelSource, setting_of
 from services.encoder.batcher import Item
-from services.encoder.tasks.inputs import Tokens
+from services.encoder.heads import own_heads
 from services.encoder.tasks.labels import Labels, UnknownLabels
-from services.encoder.tasks.pooling import UnknownPooling, pooling_mode
+from services.encoder.tasks.pooling import UnknownPooling
 from services.encoder.tasks.task import Head
 
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+_TOKEN_HEADS = (TokenClassifier, MaskedLanguageModel, SpanExtractor)
+# Rows of a vocabulary's width that are there at once: 60 MB for 30,000 words.
+_SLICE_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,27 +52,29 @@ class Runner:
     Raises: ConfigurationError, with the setting at fault, for a checkpoint or a device that can't be used.
     """
 
-    def __init__(self, settings: EncoderSettings) -> None:
+    def __init__(self, source: ModelSource, settings: EncoderSettings) -> None:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         started = time.perf_counter()
         with _blaming(settings, "device"):
             self._device = resolve_device(settings.device)
-        with _blaming(settings, "model"):
-            checkpoint = open_checkpoint(settings.model)
-            self._tokenizer = checkpoint.tokenizer()
+        with _blaming(settings, "models"):
+            checkpoint = open_checkpoint(source.path)
+            self.tokenizer = checkpoint.tokenizer()
             model = load(checkpoint, device=self._device, dtype=_DTYPES[settings.dtype])
             if not isinstance(model, EncoderModel):
-                raise CheckpointError(f"{settings.model} is a {checkpoint.architecture}, not an encoder")
-            _require_rows(self._tokenizer, model, settings.model)
-            base = ServedModel(settings.model_id, "", _own_heads(checkpoint, model))
+                raise CheckpointError(f"{source.path} is a {checkpoint.architecture}, not an encoder")
+            _require_rows(self.tokenizer, model, source.path)
+            base = ServedModel(source.model_id, "", own_heads(checkpoint, model, self.tokenizer))
         with _blaming(settings, "adapters_dir"):
-            self.models = [base, *_adapted(settings.adapters_dir, base, model)]
+            self.models = [base, *_adapted(source.adapters_dir, base, model)]
         self._model = model
         self.digest = checkpoint.digest
         self.max_input_tokens: int = model.config.max_positions
         self.vocabulary_size: int = model.config.vocabulary_size
         self.width: int = model.config.width
+        self.num_layers: int = model.config.num_blocks
+        self.num_heads: int = model.config.num_heads
         self.load_seconds = time.perf_counter() - started
         self.warm_up_seconds = self._warm_up()
 
@@ -82,31 +90,22 @@ class Runner:
     def kernel(self) -> str:
         return self._model.encoder.kernel_name
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
-        return [Tokens(one.ids, one.type_ids) for one in self._tokenizer.encode_batch(texts)]
-
-    def truncated(self, tokens: Tokens) -> Tokens:
-        """The first tokens of an input that is too long; a last special token, such as [SEP], stays last."""
-        num_closing = int(tokens.ids[-1] in self._tokenizer.special_ids)
-        kept = slice(self.max_input_tokens - num_closing)
-        last = slice(len(tokens.ids) - num_closing, None)
-        return Tokens(tokens.ids[kept] + tokens.ids[last], tokens.type_ids[kept] + tokens.type_ids[last])
-
     @torch.inference_mode()
-    def execute(self, items: Sequence[Item]) -> list[list[float]]:
-        """One packed pass, then each item's own head: a vector or a score a label, for each item."""
+    def execute(self, items: Sequence[Item]) -> list[Any]:
+        """One packed pass, then each item's own head: scores as an array, or what the item makes of them."""
         token_ids_T = torch.tensor([t for item in items for t in item.token_ids], device=self._device)
         token_types_T = torch.tensor([t for item in items for t in item.type_ids], device=self._device)
         metadata = AttentionMetadata.pack(
             [item.num_tokens for item in items], adapters=[item.head.adapter for item in items], device=self._device
         )
         hidden_TD = self._model.encoder(token_ids_T, token_types_T, metadata)
-        outputs: list[list[float]] = [[] for _ in items]
+        outputs: list[Any] = [None] * len(items)
         for head in dict.fromkeys(item.head for item in items):
-            rows = [row for row, item in enumerate(items) if item.head is head]
-            answers: list[list[float]] = head.module(hidden_TD, metadata)[rows].tolist()
-            for row, answer in zip(rows, answers, strict=True):
-                outputs[row] = answer
+            mine = [index for index, item in enumerate(items) if item.head is head]
+            score = _score_tokens if isinstance(head.module, _TOKEN_HEADS) else _score_sequences
+            for index, scores in score(head.module, hidden_TD, metadata, items, mine):
+                reduce = items[index].reduce
+                outputs[index] = scores if reduce is None else reduce(scores)
         return outputs
 
     def _warm_up(self) -> float:
@@ -116,6 +115,49 @@ class Runner:
         heads = [head for model in self.models for head in model.heads.values()]
         self.execute([Item(ids, [0] * len(ids), head) for head in heads])
         return time.perf_counter() - started
+
+
+Scores: TypeAlias = "numpy.ndarray[Any, numpy.dtype[numpy.float32]]"
+
+
+def _score_sequences(
+    module: nn.Module, hidden_TD: Tensor, metadata: AttentionMetadata, items: Sequence[Item], mine: Sequence[int]
+) -> Iterator[tuple[int, Scores]]:
+    """A row a sequence, for those of `items` that are `mine`."""
+    scores = module(hidden_TD, metadata)[list(mine)].cpu().numpy()
+    yield from zip(mine, scores, strict=True)
+
+
+def _score_tokens(
+    module: nn.Module, hidden_TD: Tensor, metadata: AttentionMetadata, items: Sequence[Item], mine: Sequence[int]
+) -> Iterator[tuple[int, Scores]]:
+    """A row a token that an item asks for, some items at a time: a row may be as wide as the vocabulary."""
+    starts = [0, *accumulate(item.num_tokens for item in items)]
+    wanted = {index: [starts[index] + row for row in _rows_of(items[index])] for index in mine}
+    for some in _in_slices(wanted):
+        rows_L = torch.tensor([row for index in some for row in wanted[index]], device=hidden_TD.device)
+        scores = module(hidden_TD, replace(metadata, logit_rows_L=rows_L)).cpu().numpy()
+        ends = list(accumulate(len(wanted[index]) for index in some))
+        for index, start, end in zip(some, [0, *ends], ends, strict=False):
+            yield index, scores[start:end]
+
+
+def _rows_of(item: Item) -> Sequence[int]:
+    return range(item.num_tokens) if item.rows is None else item.rows
+
+
+def _in_slices(wanted: Mapping[int, Sequence[int]]) -> Iterator[list[int]]:
+    """Items in order, as many together as ask for no more than _SLICE_ROWS rows, but at least one."""
+    some: list[int] = []
+    num_rows = 0
+    for index, rows in wanted.items():
+        if some and num_rows + len(rows) > _SLICE_ROWS:
+            yield some
+            some, num_rows = [], 0
+        some.append(index)
+        num_rows += len(rows)
+    if some:
+        yield some
 
 
 @contextmanager
@@ -134,15 +176,6 @@ def _require_rows(tokenizer: Tokenizer, model: EncoderModel, path: Path) -> None
     if last >= model.config.vocabulary_size:
         num_rows = model.config.vocabulary_size
         raise CheckpointError(f"{path}: the tokenizer has a token {last}, but the model only {num_rows} rows")
-
-
-def _own_heads(checkpoint: Checkpoint, model: EncoderModel) -> dict[str, Head]:
-    """Vectors from every encoder, and labels where the checkpoint has a classifier."""
-    heads = {"embeddings": Head(Pooling(pooling_mode(checkpoint.path), is_normalized=True))}
-    if isinstance(model.head, SequenceClassifier):
-        labels = Labels.of_checkpoint(checkpoint.config, model.config.num_labels)
-        heads["classify"] = Head(model.head, labels=labels)
-    return heads
 
 
 def _adapted(folder: Path | None, base: ServedModel, model: EncoderModel) -> Iterator[ServedModel]:

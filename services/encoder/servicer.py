@@ -1,13 +1,14 @@
 """The worker's gRPC: inputs become items here, and results become answers."""
 
 import time
-from collections.abc import Sequence
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import grpc
 
 from janus.v1 import common_pb2, encoder_pb2, encoder_pb2_grpc, models_pb2, models_pb2_grpc
-from services.common.errors import ModelNotFound
+from services.common.bulk import answer_in_order
+from services.common.errors import JanusError, ModelNotFound
 from services.common.logging import describe_request, request_id
 from services.common.metrics import EncoderMetrics
 from services.common.worker_server import Door
@@ -15,15 +16,40 @@ from services.encoder.batcher import Result
 from services.encoder.tasks.classify import ClassifyText
 from services.encoder.tasks.embed import EmbedText
 from services.encoder.tasks.inputs import EncodedInputs
+from services.encoder.tasks.rerank import RerankTexts
 from services.encoder.tasks.task import Task
+from services.encoder.tasks.zero_shot import ClassifyZeroShot
 from services.encoder.worker import EncoderWorker
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Request = TypeVar("Request", encoder_pb2.ClassifyTextRequest, encoder_pb2.EmbedTextRequest)
-AnyResponse: TypeAlias = encoder_pb2.ClassifyTextResponse | encoder_pb2.EmbedTextResponse
-Response = TypeVar("Response", bound=AnyResponse)
 _CLASSIFY = ClassifyText()
+_CLASSIFY_ZERO_SHOT = ClassifyZeroShot()
 _EMBED = EmbedText()
+_RERANK = RerankTexts()
+
+
+class EncoderRequest(Protocol):
+    """What all requests to an encoder have."""
+
+    model: str
+
+
+class EncoderResponse(Protocol):
+    """What all answers of an encoder have."""
+
+    id: str
+    model: str
+    created_unix_seconds: int
+
+    @property
+    def usage(self) -> common_pb2.Usage: ...
+
+    @property
+    def metrics(self) -> common_pb2.Timings: ...
+
+
+_Request = TypeVar("_Request", bound=EncoderRequest)
+_Response = TypeVar("_Response", bound=EncoderResponse)
 
 
 class WorkerDoor(Door[EncoderWorker]):
@@ -42,21 +68,58 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
     ) -> encoder_pb2.ClassifyTextResponse:
         return await self._answer(_CLASSIFY, request, context)
 
+    async def ClassifyZeroShot(
+        self, request: encoder_pb2.ClassifyZeroShotRequest, context: Context
+    ) -> encoder_pb2.ClassifyZeroShotResponse:
+        return await self._answer(_CLASSIFY_ZERO_SHOT, request, context)
+
     async def EmbedText(self, request: encoder_pb2.EmbedTextRequest, context: Context) -> encoder_pb2.EmbedTextResponse:
         return await self._answer(_EMBED, request, context)
 
-    async def _answer(self, task: Task[Request, Response], request: Request, context: Context) -> Response:
-        """Choose the model, encode, compute, decode."""
+    async def RerankTexts(
+        self, request: encoder_pb2.RerankTextsRequest, context: Context
+    ) -> encoder_pb2.RerankTextsResponse:
+        return await self._answer(_RERANK, request, context)
+
+    async def ClassifyTextStream(
+        self, request_iterator: AsyncIterator[encoder_pb2.ClassifyTextStreamRequest], context: Context
+    ) -> AsyncIterator[encoder_pb2.ClassifyTextStreamResponse]:
+        async def answer(number: int, each: encoder_pb2.ClassifyTextStreamRequest) -> encoder_pb2.ClassifyTextResponse:
+            return await self._answer(_CLASSIFY, each.request, context, number)
+
+        async for number, result in answer_in_order(request_iterator, answer):
+            if isinstance(result, JanusError):
+                yield encoder_pb2.ClassifyTextStreamResponse(sequence=number, error=_error(result))
+            else:
+                yield encoder_pb2.ClassifyTextStreamResponse(sequence=number, response=result)
+
+    async def EmbedTextStream(
+        self, request_iterator: AsyncIterator[encoder_pb2.EmbedTextStreamRequest], context: Context
+    ) -> AsyncIterator[encoder_pb2.EmbedTextStreamResponse]:
+        async def answer(number: int, each: encoder_pb2.EmbedTextStreamRequest) -> encoder_pb2.EmbedTextResponse:
+            return await self._answer(_EMBED, each.request, context, number)
+
+        async for number, result in answer_in_order(request_iterator, answer):
+            if isinstance(result, JanusError):
+                yield encoder_pb2.EmbedTextStreamResponse(sequence=number, error=_error(result))
+            else:
+                yield encoder_pb2.EmbedTextStreamResponse(sequence=number, response=result)
+
+    async def _answer(
+        self, task: Task[_Request, _Response], request: _Request, context: Context, number: int | None = None
+    ) -> _Response:
+        """Choose the model, encode, compute, decode; `number` tells apart the requests of one stream."""
         started = time.perf_counter()
-        worker = self._door.open()
-        model = worker.model_for(request.model, task.name)
+        host, model = self._door.open().model_for(request.model, task.name)
         describe_request(model=model.model_id)
         head = model.heads[task.name]
-        inputs = await task.encode(request, head, worker.runner)
+        inputs = await task.encode(request, head, host.runner)
         tokenize_seconds = time.perf_counter() - started
-        results = await worker.batcher.submit(inputs.items, deadline=_deadline(context))
-        response = task.decode(request, head, [result.output for result in results])
-        response.id = request_id()
+        items = [item for row in inputs.items for item in row]
+        results = await host.batcher.submit(items, deadline=_deadline(context))
+        outputs = iter(result.output for result in results)
+        response = task.decode(request, head, [[next(outputs) for _ in row] for row in inputs.items])
+        response.id = request_id() if number is None else f"{request_id()}-{number}"
         response.model = model.model_id
         response.created_unix_seconds = int(time.time())
         response.usage.CopyFrom(_usage(inputs))
@@ -64,7 +127,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self._observe(task.name, model.model_id, response)
         return response
 
-    def _observe(self, task: str, model_id: str, response: AnyResponse) -> None:
+    def _observe(self, task: str, model_id: str, response: EncoderResponse) -> None:
         timings = response.metrics
         self._metrics.queue_duration_seconds.labels(task, model_id).observe(timings.queue_ms / 1000)
         self._metrics.tokenize_duration_seconds.labels(task, model_id).observe(timings.tokenize_ms / 1000)
@@ -94,7 +157,7 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
         worker = self._door.worker
         if worker is None:
             return []
-        return [worker.describe(model, is_draining=self._door.is_draining) for model in worker.runner.models]
+        return [worker.describe(host, model, is_draining=self._door.is_draining) for host, model in worker.models()]
 
 
 def _deadline(context: Context) -> float | None:
@@ -116,4 +179,11 @@ def _timings(results: Sequence[Result], tokenize_seconds: float, total_seconds: 
         tokenize_ms=1000 * tokenize_seconds,
         inference_ms=1000 * max(result.inference_seconds for result in results),
         total_ms=1000 * total_seconds,
+    )
+
+
+def _error(error: JanusError) -> common_pb2.Error:
+    """In a stream that goes on."""
+    return common_pb2.Error(
+        code=error.code, message=error.message, param=error.param or "", retry_after_ms=error.retry_after_ms
     )

@@ -7,22 +7,33 @@ back while its reader is slow; one that takes nothing for too long loses it.
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 from structlog.contextvars import get_contextvars
 
-from janus.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc, models_pb2, models_pb2_grpc
-from services.common.errors import Cancelled
+from janus.v1 import (
+    common_pb2,
+    decoder_pb2,
+    decoder_pb2_grpc,
+    encoder_pb2,
+    encoder_pb2_grpc,
+    models_pb2,
+    models_pb2_grpc,
+)
+from services.common.bulk import answer_in_order
+from services.common.errors import Cancelled, JanusError
 from services.common.grpc_server import Service
 from services.common.metrics import GatewayMetrics
 from services.common.settings import GatewaySettings
 from services.gateway.event_stream import EventStream
-from services.gateway.methods import StreamRequest
+from services.gateway.methods import StreamRequest, UnaryRequest
 from services.gateway.operations import Operations
 from services.gateway.request_context import RequestContext
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+_Response = TypeVar("_Response", bound=Message)
 
 
 def grpc_services(settings: GatewaySettings, operations: Operations, metrics: GatewayMetrics) -> list[Service]:
@@ -53,16 +64,64 @@ class GatewayServicer(
     async def ClassifyText(
         self, request: encoder_pb2.ClassifyTextRequest, context: _Context
     ) -> encoder_pb2.ClassifyTextResponse:
-        response = await self._operations.unary(request, self._request_context(context))
-        assert isinstance(response, encoder_pb2.ClassifyTextResponse)
-        return response
+        return await self._unary(request, context, encoder_pb2.ClassifyTextResponse)
+
+    async def ClassifyZeroShot(
+        self, request: encoder_pb2.ClassifyZeroShotRequest, context: _Context
+    ) -> encoder_pb2.ClassifyZeroShotResponse:
+        return await self._unary(request, context, encoder_pb2.ClassifyZeroShotResponse)
+
+    async def ClassifyTokens(
+        self, request: encoder_pb2.ClassifyTokensRequest, context: _Context
+    ) -> encoder_pb2.ClassifyTokensResponse:
+        return await self._unary(request, context, encoder_pb2.ClassifyTokensResponse)
+
+    async def FillMask(self, request: encoder_pb2.FillMaskRequest, context: _Context) -> encoder_pb2.FillMaskResponse:
+        return await self._unary(request, context, encoder_pb2.FillMaskResponse)
+
+    async def AnswerQuestion(
+        self, request: encoder_pb2.AnswerQuestionRequest, context: _Context
+    ) -> encoder_pb2.AnswerQuestionResponse:
+        return await self._unary(request, context, encoder_pb2.AnswerQuestionResponse)
 
     async def EmbedText(
         self, request: encoder_pb2.EmbedTextRequest, context: _Context
     ) -> encoder_pb2.EmbedTextResponse:
-        response = await self._operations.unary(request, self._request_context(context))
-        assert isinstance(response, encoder_pb2.EmbedTextResponse)
-        return response
+        return await self._unary(request, context, encoder_pb2.EmbedTextResponse)
+
+    async def RerankTexts(
+        self, request: encoder_pb2.RerankTextsRequest, context: _Context
+    ) -> encoder_pb2.RerankTextsResponse:
+        return await self._unary(request, context, encoder_pb2.RerankTextsResponse)
+
+    async def InspectAttention(
+        self, request: encoder_pb2.InspectAttentionRequest, context: _Context
+    ) -> encoder_pb2.InspectAttentionResponse:
+        return await self._unary(request, context, encoder_pb2.InspectAttentionResponse)
+
+    async def ClassifyTextStream(
+        self, request_iterator: AsyncIterator[encoder_pb2.ClassifyTextStreamRequest], context: _Context
+    ) -> AsyncIterator[encoder_pb2.ClassifyTextStreamResponse]:
+        async def answer(number: int, each: encoder_pb2.ClassifyTextStreamRequest) -> encoder_pb2.ClassifyTextResponse:
+            return await self._unary(each.request, context, encoder_pb2.ClassifyTextResponse, number)
+
+        async for number, result in answer_in_order(request_iterator, answer):
+            if isinstance(result, JanusError):
+                yield encoder_pb2.ClassifyTextStreamResponse(sequence=number, error=_error(result))
+            else:
+                yield encoder_pb2.ClassifyTextStreamResponse(sequence=number, response=result)
+
+    async def EmbedTextStream(
+        self, request_iterator: AsyncIterator[encoder_pb2.EmbedTextStreamRequest], context: _Context
+    ) -> AsyncIterator[encoder_pb2.EmbedTextStreamResponse]:
+        async def answer(number: int, each: encoder_pb2.EmbedTextStreamRequest) -> encoder_pb2.EmbedTextResponse:
+            return await self._unary(each.request, context, encoder_pb2.EmbedTextResponse, number)
+
+        async for number, result in answer_in_order(request_iterator, answer):
+            if isinstance(result, JanusError):
+                yield encoder_pb2.EmbedTextStreamResponse(sequence=number, error=_error(result))
+            else:
+                yield encoder_pb2.EmbedTextStreamResponse(sequence=number, response=result)
 
     def Generate(
         self, request: decoder_pb2.GenerateRequest, context: _Context
@@ -80,6 +139,14 @@ class GatewayServicer(
     async def GetModel(self, request: models_pb2.GetModelRequest, context: _Context) -> models_pb2.GetModelResponse:
         return self._operations.get_model(request.model)
 
+    async def _unary(
+        self, request: UnaryRequest, context: _Context, answer: type[_Response], number: int | None = None
+    ) -> _Response:
+        """`number` tells apart the requests of one stream."""
+        response = await self._operations.unary(request, self._request_context(context, number))
+        assert isinstance(response, answer)
+        return response
+
     async def _stream(self, request: StreamRequest, context: _Context) -> AsyncIterator[Any]:
         stream = await self._operations.stream(request, self._request_context(context))
         reader = _Reader(stream, self._settings.stream_stall_seconds)
@@ -95,12 +162,13 @@ class GatewayServicer(
             reader.forget()
             stream.close()
 
-    def _request_context(self, context: _Context) -> RequestContext:
+    def _request_context(self, context: _Context, number: int | None = None) -> RequestContext:
         now = time.monotonic()
         patience = self._settings.request_timeout_seconds
         remaining = context.time_remaining()
+        request_id = get_contextvars()["request_id"]
         return RequestContext(
-            request_id=get_contextvars()["request_id"],
+            request_id=request_id if number is None else f"{request_id}-{number}",
             deadline=now + (patience if remaining is None else min(patience, remaining)),
             started_at=now,
         )
@@ -128,3 +196,10 @@ class _Reader:
 
     def _look_again(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._stall_seconds / 2, self._look)
+
+
+def _error(error: JanusError) -> common_pb2.Error:
+    """In a stream that goes on."""
+    return common_pb2.Error(
+        code=error.code, message=error.message, param=error.param or "", retry_after_ms=error.retry_after_ms
+    )

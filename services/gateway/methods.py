@@ -17,8 +17,26 @@ SERVICE_OF_KIND: Mapping[WorkerKind, str] = {
     "decoder": "janus.v1.DecoderService",
 }
 
-UnaryRequest = encoder_pb2.ClassifyTextRequest | encoder_pb2.EmbedTextRequest
-UnaryResponse = encoder_pb2.ClassifyTextResponse | encoder_pb2.EmbedTextResponse
+UnaryRequest = (
+    encoder_pb2.ClassifyTextRequest
+    | encoder_pb2.ClassifyZeroShotRequest
+    | encoder_pb2.ClassifyTokensRequest
+    | encoder_pb2.FillMaskRequest
+    | encoder_pb2.AnswerQuestionRequest
+    | encoder_pb2.EmbedTextRequest
+    | encoder_pb2.RerankTextsRequest
+    | encoder_pb2.InspectAttentionRequest
+)
+UnaryResponse = (
+    encoder_pb2.ClassifyTextResponse
+    | encoder_pb2.ClassifyZeroShotResponse
+    | encoder_pb2.ClassifyTokensResponse
+    | encoder_pb2.FillMaskResponse
+    | encoder_pb2.AnswerQuestionResponse
+    | encoder_pb2.EmbedTextResponse
+    | encoder_pb2.RerankTextsResponse
+    | encoder_pb2.InspectAttentionResponse
+)
 StreamRequest = decoder_pb2.GenerateRequest | decoder_pb2.ChatRequest
 StreamResponse = decoder_pb2.GenerateResponse | decoder_pb2.ChatResponse
 
@@ -39,21 +57,28 @@ class Method:
         return f"/{SERVICE_OF_KIND[self.worker_kind]}/{self.name}"
 
 
+def _encoder(name: str, task: str, id_prefix: str) -> Method:
+    request, response = (getattr(encoder_pb2, f"{name}{kind}") for kind in ("Request", "Response"))
+    return Method(name, task, "encoder", request, response, id_prefix)
+
+
+def _decoder(name: str, task: str, id_prefix: str) -> Method:
+    request, response = (getattr(decoder_pb2, f"{name}{kind}") for kind in ("Request", "Response"))
+    return Method(name, task, "decoder", request, response, id_prefix)
+
+
 METHODS: Mapping[type[Message], Method] = {
     method.request: method
     for method in (
-        Method(
-            "ClassifyText",
-            "classify",
-            "encoder",
-            encoder_pb2.ClassifyTextRequest,
-            encoder_pb2.ClassifyTextResponse,
-            "cls",
-        ),
-        Method(
-            "EmbedText", "embeddings", "encoder", encoder_pb2.EmbedTextRequest, encoder_pb2.EmbedTextResponse, "emb"
-        ),
-        Method("Generate", "completions", "decoder", decoder_pb2.GenerateRequest, decoder_pb2.GenerateResponse, "cmpl"),
-        Method("Chat", "chat", "decoder", decoder_pb2.ChatRequest, decoder_pb2.ChatResponse, "chatcmpl"),
+        _encoder("ClassifyText", "classify", "cls"),
+        _encoder("ClassifyZeroShot", "zero-shot-classify", "zsc"),
+        _encoder("ClassifyTokens", "token-classify", "tok"),
+        _encoder("FillMask", "fill-mask", "mask"),
+        _encoder("AnswerQuestion", "question-answering", "qa"),
+        _encoder("EmbedText", "embeddings", "emb"),
+        _encoder("RerankTexts", "rerank", "rank"),
+        _encoder("InspectAttention", "attention", "attn"),
+        _decoder("Generate", "completions", "cmpl"),
+        _decoder("Chat", "chat", "chatcmpl"),
     )
 }

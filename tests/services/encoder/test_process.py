@@ -86,7 +86,7 @@ def test_a_worker_from_start_to_end(process: "subprocess.Popen[str]", ports: lis
 
 
 def test_a_wrong_setting_is_one_line(ports: list[int]) -> None:
-    child = start(f"--grpc-port={ports[0]}", f"--metrics-port={ports[1]}", "--log-level=error", "--model=/nowhere")
+    child = start(f"--grpc-port={ports[0]}", f"--metrics-port={ports[1]}", "--log-level=error", "--models=/nowhere")
     _, errors = child.communicate(timeout=60)
     assert child.returncode == 2
-    assert errors == "JANUS_ENCODER_MODEL: /nowhere: there is no such file or folder\n"
+    assert errors == "JANUS_ENCODER_MODELS: /nowhere: there is no such file or folder\n"

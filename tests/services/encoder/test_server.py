@@ -12,7 +12,7 @@ import small_models
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common.ports import PortTaken, open_socket
-from services.common.settings import ConfigurationError, EncoderSettings
+from services.common.settings import ConfigurationError, EncoderSettings, ModelSource
 from services.encoder import server, worker
 from services.encoder.batcher import Batcher
 from services.encoder.runner import Runner
@@ -31,9 +31,9 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Loading waits for it."""
     opened = threading.Event()
 
-    def load(settings: EncoderSettings) -> Runner:
+    def load(source: ModelSource, settings: EncoderSettings) -> Runner:
         assert opened.wait(30)
-        return Runner(settings)
+        return Runner(source, settings)
 
     monkeypatch.setattr(worker, "Runner", load)
     yield opened
@@ -47,7 +47,7 @@ class Life:
         with open_socket("127.0.0.1", 0, "test") as free:
             self.port = free.getsockname()[1]
         self.drain = asyncio.Event()
-        settings = EncoderSettings(model=model, grpc_port=self.port, metrics_port=0, drain_timeout_seconds=1)
+        settings = EncoderSettings(models=str(model), grpc_port=self.port, metrics_port=0, drain_timeout_seconds=1)
         self.serving = asyncio.create_task(server.serve(settings, self.drain))
 
     @asynccontextmanager
@@ -80,7 +80,7 @@ async def test_a_drain_while_it_loads(model: Path, gate: threading.Event) -> Non
 
 
 async def test_a_model_that_can_not_be_had_ends_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="JANUS_ENCODER_MODEL"):
+    with pytest.raises(ConfigurationError, match="JANUS_ENCODER_MODELS"):
         await Life(tmp_path / "nowhere").serving
 
 
@@ -98,6 +98,6 @@ async def test_a_batcher_that_ended_ends_it(model: Path, monkeypatch: pytest.Mon
 async def test_a_taken_port_is_named(model: Path) -> None:
     with open_socket("127.0.0.1", 0, "test") as taken:
         taken.listen()
-        settings = EncoderSettings(model=model, grpc_port=taken.getsockname()[1], metrics_port=0)
+        settings = EncoderSettings(models=str(model), grpc_port=taken.getsockname()[1], metrics_port=0)
         with pytest.raises(PortTaken, match="JANUS_ENCODER_GRPC_PORT"):
             await server.serve(settings, asyncio.Event())

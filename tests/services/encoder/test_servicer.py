@@ -4,8 +4,10 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 import grpc
+import numpy
 import pytest
 
 from janus.v1 import encoder_pb2, encoder_pb2_grpc, models_pb2, models_pb2_grpc
@@ -18,12 +20,22 @@ from services.encoder import server
 from services.encoder.batcher import Item
 from services.encoder.runner import ServedModel
 from services.encoder.servicer import WorkerDoor
-from services.encoder.tasks.inputs import Tokens
 from services.encoder.tasks.labels import Labels
 from services.encoder.tasks.task import Head
 from services.encoder.worker import EncoderWorker
 
 PAIR = Labels(("bad", "good"), "softmax")
+
+
+class Words:
+    """What the tokenizer in name makes of a text."""
+
+    def __init__(self, num_words: int) -> None:
+        self.ids = [1] * num_words
+        self.type_ids = [0] * num_words
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 class Script:
@@ -45,18 +57,22 @@ class Script:
         self.batches: list[int] = []
         self.fails = False
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
-        return [Tokens([1] * len(text.split()), [0] * len(text.split())) for text in texts]
+    @property
+    def tokenizer(self) -> "Script":
+        return self
 
-    def truncated(self, tokens: Tokens) -> Tokens:
-        return Tokens(tokens.ids[:8], tokens.type_ids[:8])
+    def encode_batch(self, texts: Sequence[str]) -> list[Words]:
+        return [Words(len(text.split())) for text in texts]
 
-    def execute(self, items: Sequence[Item]) -> list[list[float]]:
+    def encode_within(self, max_tokens: int, text: str) -> Words:
+        return Words(min(max_tokens, len(text.split())))
+
+    def execute(self, items: Sequence[Item]) -> list[Any]:
         self.batches.append(len(items))
         assert self.gate.wait(10)
         if self.fails:
             raise ValueError("a private text")
-        return [[0.6, 0.8] for _ in items]
+        return [numpy.array([0.6, 0.8], dtype=numpy.float32) for _ in items]
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -76,9 +92,9 @@ class House:
         self.door = WorkerDoor()
 
     def load(self) -> "asyncio.Task[None]":
-        settings = EncoderSettings(model_id="base", max_batch_tokens=16, max_queue_requests=2)
-        self.door.worker = EncoderWorker.make(self.script, settings, self.metrics)
-        return asyncio.create_task(self.door.worker.batcher.run())
+        settings = EncoderSettings(max_batch_tokens=16, max_queue_requests=2)
+        self.door.worker = EncoderWorker.make([self.script], settings, self.metrics)
+        return asyncio.create_task(self.door.worker.run())
 
     def metric(self, name: str, **labels: str) -> float | None:
         return self.metrics.registry.get_sample_value(f"janus_{name}", labels)

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Sequence
 
+import numpy
 import pytest
 
 from janus.v1 import common_pb2, encoder_pb2
 from services.common.errors import ContextLengthExceeded, InvalidRequest
 from services.encoder.tasks.classify import ClassifyText
 from services.encoder.tasks.embed import EmbedText
-from services.encoder.tasks.inputs import Tokens
 from services.encoder.tasks.labels import Labels, UnknownLabels
 from services.encoder.tasks.task import Head
 
@@ -68,7 +68,7 @@ def embed(*inputs: str | list[int], **options: int) -> encoder_pb2.EmbedTextRequ
 
 def test_best_first_and_top_k() -> None:
     def told(**parameters: int) -> list[tuple[str, float]]:
-        [result] = ClassifyText().decode(classify("x", **parameters), HEAD, [[1.0, 3.0, 2.0]]).results
+        [result] = ClassifyText().decode(classify("x", **parameters), HEAD, [[numpy.array([1.0, 3.0, 2.0])]]).results
         return [(one.label, one.score) for one in result.labels]
 
     assert told() == [("b", 3.0), ("c", 2.0), ("a", 1.0)]
@@ -86,12 +86,25 @@ def test_functions_do_not_overflow() -> None:
 
 def test_a_shorter_vector_has_length_one_again() -> None:
     def vectors(**options: int) -> list[list[float]]:
-        answer = EmbedText().decode(embed("x", **options), HEAD, [[0.6, 0.0, 0.8], [0.0, 1.0, 0.0]])
+        answer = EmbedText().decode(
+            embed("x", **options), HEAD, [[numpy.array(v)] for v in ([0.6, 0.0, 0.8], [0.0, 1.0, 0.0])]
+        )
         return [list(one.values) for one in answer.embeddings]
 
     assert vectors() == [pytest.approx([0.6, 0.0, 0.8]), [0.0, 1.0, 0.0]]
     assert vectors(dimensions=3) == vectors()
     assert vectors(dimensions=1) == [[1.0], [0.0]]
+
+
+class Words:
+    """What a tokenizer with a token a word makes of a text."""
+
+    def __init__(self, num_words: int) -> None:
+        self.ids = [1] * num_words
+        self.type_ids = [0] * num_words
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 class WordEncoder:
@@ -100,28 +113,42 @@ class WordEncoder:
     max_input_tokens = 5
     vocabulary_size = 100
     width = 3
+    special_ids = frozenset[int]()
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
-        return [Tokens([1] * len(text.split()), [0] * len(text.split())) for text in texts]
+    @property
+    def tokenizer(self) -> "WordEncoder":
+        return self
 
-    def truncated(self, tokens: Tokens) -> Tokens:
-        return Tokens(tokens.ids[:5], tokens.type_ids[:5])
+    def encode_batch(self, texts: Sequence[str]) -> list[Words]:
+        return [Words(len(text.split())) for text in texts]
+
+    def encode_within(self, max_tokens: int, text: str) -> Words:
+        return Words(min(max_tokens, len(text.split())))
 
 
 async def test_inputs_that_do_not_fit() -> None:
     encoder, task = WordEncoder(), ClassifyText()
     fine = await task.encode(classify("a b", "c"), HEAD, encoder)
-    assert ([one.num_tokens for one in fine.items], fine.num_tokens, fine.is_truncated) == ([2, 1], 3, False)
+    assert ([one.num_tokens for [one] in fine.items], fine.num_tokens, fine.is_truncated) == ([2, 1], 3, False)
     with pytest.raises(ContextLengthExceeded, match=r"'inputs.1.' has 7 tokens, the model takes 5") as refused:
         await task.encode(classify("a", "a " * 7), HEAD, encoder)
     assert refused.value.param == "inputs"
     cut = await task.encode(classify("a", "a " * 7, truncate=True), HEAD, encoder)
-    assert ([one.num_tokens for one in cut.items], cut.is_truncated) == ([1, 5], True)
+    assert ([one.num_tokens for [one] in cut.items], cut.is_truncated) == ([1, 5], True)
+
+
+async def test_given_tokens_are_cut_before_their_last_special_one() -> None:
+    encoder = WordEncoder()
+    cut = await EmbedText().encode(embed([1] * 6 + [9], truncate=True), HEAD, encoder)
+    assert ([one.token_ids for [one] in cut.items], cut.is_truncated) == ([[1] * 5], True)
+    encoder.special_ids = frozenset({9})
+    cut = await EmbedText().encode(embed([1] * 6 + [9], truncate=True), HEAD, encoder)
+    assert [one.token_ids for [one] in cut.items] == [[1, 1, 1, 1, 9]]
 
 
 async def test_given_tokens_are_taken_as_they_are() -> None:
     given = await EmbedText().encode(embed([1, 99], [7]), HEAD, WordEncoder())
-    assert [one.token_ids for one in given.items] == [[1, 99], [7]]
+    assert [one.token_ids for [one] in given.items] == [[1, 99], [7]]
     with pytest.raises(ContextLengthExceeded, match=r"'input.0.' has 6 tokens, the model takes 5"):
         await EmbedText().encode(embed([1] * 6), HEAD, WordEncoder())
 

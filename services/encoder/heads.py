@@ -1,0 +1,45 @@
+"""Which tasks a checkpoint can do, and the head for each: what its architecture has, and what needs no weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from model.checkpoints.checkpoint import Checkpoint
+from model.encoder import EncoderModel
+from model.heads import MaskedLanguageModel, Pooling, SequenceClassifier, SpanExtractor, TokenClassifier
+from model.tokenizer import Tokenizer
+from services.encoder.tasks.labels import Labels
+from services.encoder.tasks.pooling import pooling_mode
+from services.encoder.tasks.task import Head
+
+
+def own_heads(checkpoint: Checkpoint, model: EncoderModel, tokenizer: Tokenizer) -> dict[str, Head]:
+    """A head for each task: vectors from every encoder, and what the checkpoint was trained for.
+
+    Raises: UnknownLabels, UnknownPooling.
+    """
+    heads = {"embeddings": Head(Pooling(pooling_mode(checkpoint.path), is_normalized=True))}
+    match model.head:
+        case SequenceClassifier():
+            heads |= _sequence_tasks(model.head, _labels(checkpoint.config, model))
+        case TokenClassifier():
+            heads["token-classify"] = Head(model.head, labels=_labels(checkpoint.config, model))
+        case MaskedLanguageModel() if tokenizer.mask_token is not None:
+            heads["fill-mask"] = Head(model.head)
+        case SpanExtractor():
+            heads["question-answering"] = Head(model.head)
+    return heads
+
+
+def _sequence_tasks(module: SequenceClassifier, labels: Labels) -> dict[str, Head]:
+    """A classifier's scores rank documents where there is one, and judge any label where one says "entailment"."""
+    head = Head(module, labels=labels)
+    tasks = {"classify": head}
+    if len(labels.names) == 1:
+        tasks["rerank"] = head
+    if labels.entailment is not None:
+        tasks["zero-shot-classify"] = head
+    return tasks
+
+
+def _labels(config: Mapping[str, Any], model: EncoderModel) -> Labels:
+    return Labels.of_checkpoint(config, model.config.num_labels)
