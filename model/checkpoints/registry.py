@@ -45,10 +45,25 @@ def load(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) ->
             f"{checkpoint.path}: architecture {checkpoint.architecture!r} is not served; "
             f"served: {', '.join(sorted(FAMILIES))}"
         )
+    architecture = _architecture(checkpoint, family)
     with torch.device(device), _default_dtype(dtype):
-        model: nn.Module = family.build(checkpoint.config, checkpoint.architecture, device)
-    _fill(model, checkpoint, family.weights(checkpoint.config, checkpoint.architecture))
+        model: nn.Module = family.build(checkpoint.config, architecture, device)
+    _fill(model, checkpoint, family.weights(checkpoint.config, architecture))
     return model.eval().requires_grad_(False)
+
+
+def _architecture(checkpoint: Checkpoint, family: ModuleType) -> str:
+    """The config's, or the bare model's where it names a masked-language head that the weights have no tensor of.
+
+    sentence-transformers trains bodies of such models, and saves them under the name that they started from.
+    """
+    name, _, task = checkpoint.architecture.partition("For")
+    if task != "MaskedLM":
+        return checkpoint.architecture
+    weight_map: WeightMap = family.weights(checkpoint.config, checkpoint.architecture)
+    targets = [weight_map.target(tensor) for tensor in checkpoint.names()]
+    has_head = any(target is not None and target.parameter.startswith("head.") for target in targets)
+    return checkpoint.architecture if has_head else f"{name}Model"
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from model.checkpoints.registry import load, open_checkpoint
 from model.errors import CheckpointError, UnsupportedArchitecture
+from model.metadata import AttentionMetadata
 
 CPU = torch.device("cpu")
 
@@ -71,6 +72,24 @@ def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
 def test_an_unusable_config_is_named(changes: dict[str, object], message: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=message):
         load(open_checkpoint(changed_config(tmp_path, **changes)), device=CPU, dtype=torch.float32)
+
+
+@torch.inference_mode()
+def test_a_body_under_the_name_of_a_masked_language_model(tmp_path: Path) -> None:
+    """It is served without a head; a head of which one tensor is missing is still a mistake."""
+    body = small_models.mpnet()
+    small_models.save(body, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["MPNetForMaskedLM"]}))
+    model = load(open_checkpoint(tmp_path), device=CPU, dtype=torch.float32)
+    assert model.head is None
+    ids = torch.arange(2, 9)
+    hidden = model(ids, torch.zeros(7, dtype=torch.int64), AttentionMetadata.pack([7]))
+    torch.testing.assert_close(hidden, body(ids[None]).last_hidden_state[0], atol=1e-4, rtol=0)
+    weights = tmp_path / "model.safetensors"
+    save_file({**load_file(weights), "lm_head.bias": torch.ones(96)}, weights)
+    with pytest.raises(CheckpointError, match=r"no tensor .* fills head\.transform"):
+        load(open_checkpoint(tmp_path), device=CPU, dtype=torch.float32)
 
 
 def test_a_path_that_is_nothing(tmp_path: Path) -> None:
