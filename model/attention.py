@@ -103,6 +103,10 @@ class MultiHeadAttention(nn.Module):
         bias_HJ = None if self.relative_bias is None else self.relative_bias(metadata)
         return self.project_out(self.attend(row_TX, metadata, cache, memory, bias_HJ), metadata)
 
+    @property
+    def kernel_name(self) -> str:
+        return self.attend.kernel.name
+
     def new_cache(self, num_blocks: int, block_size: int) -> LayerCache:
         """Empty pages, in the dtype and on the device of the weights."""
         weight = self.project_out.weight

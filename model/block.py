@@ -7,7 +7,9 @@ The paper normalises after the sum (post-norm, as BERT does); GPT-2, Llama and M
 from torch import Tensor, nn
 
 from model.attention import MultiHeadAttention
-from model.feed_forward import FeedForward, GatedFeedForward
+from model.convolution import Convolution
+from model.disentangled import DisentangledAttention
+from model.feed_forward import Activation, FeedForward, GatedFeedForward
 from model.kv_cache import LayerCache
 from model.metadata import AttentionMetadata, Memory
 
@@ -17,7 +19,7 @@ class EncoderBlock(nn.Module):
 
     def __init__(
         self,
-        attention: MultiHeadAttention,
+        attention: MultiHeadAttention | DisentangledAttention,
         attention_norm: nn.Module,
         feed_forward: FeedForward | GatedFeedForward,
         feed_forward_norm: nn.Module,
@@ -31,6 +33,30 @@ class EncoderBlock(nn.Module):
     def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
         x_TD = self.attention_norm(x_TD + self.attention(x_TD, metadata))
         return self.feed_forward_norm(x_TD + self.feed_forward(x_TD, metadata))
+
+
+class ConvolvedEncoderBlock(EncoderBlock):
+    """norm(block(x) + activation(convolution(x))): DeBERTa-v2's first. Shape: `[T, D] -> [T, D]`."""
+
+    def __init__(
+        self,
+        attention: MultiHeadAttention | DisentangledAttention,
+        attention_norm: nn.Module,
+        feed_forward: FeedForward | GatedFeedForward,
+        feed_forward_norm: nn.Module,
+        *,
+        convolution: Convolution,
+        convolution_activation: Activation,
+        convolution_norm: nn.Module,
+    ) -> None:
+        super().__init__(attention, attention_norm, feed_forward, feed_forward_norm)
+        self.convolution = convolution
+        self.convolution_activation = convolution_activation
+        self.convolution_norm = convolution_norm
+
+    def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
+        convolved_TD = self.convolution_activation(self.convolution(x_TD, metadata))
+        return self.convolution_norm(super().forward(x_TD, metadata) + convolved_TD)
 
 
 class PreNormEncoderBlock(EncoderBlock):

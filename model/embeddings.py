@@ -72,6 +72,34 @@ class NormedEmbeddings(nn.Module):
         return self.norm(self.tokens(token_ids_T))
 
 
+class OptionalEmbeddings(NormedEmbeddings):
+    """The same with positions, segments and a product to the model's width, each where there is one (DeBERTa-v2)."""
+
+    def __init__(
+        self,
+        tokens: Embedding,
+        norm: nn.Module,
+        *,
+        positions: Embedding | None,
+        segments: Embedding | None,
+        projection: Linear | None,
+    ) -> None:
+        super().__init__(tokens, norm)
+        self.positions = positions
+        self.segments = segments
+        self.projection = projection
+
+    def forward(self, token_ids_T: Tensor, token_types_T: Tensor, metadata: AttentionMetadata) -> Tensor:
+        x_TD = self.tokens(token_ids_T)
+        if self.positions is not None:
+            x_TD = x_TD + self.positions(metadata.positions_T)
+        if self.segments is not None:
+            x_TD = x_TD + self.segments(token_types_T)
+        if self.projection is not None:
+            x_TD = self.projection(x_TD, metadata)
+        return self.norm(x_TD)
+
+
 class UnsegmentedEmbeddings(nn.Module):
     """Tokens plus learned positions, then a norm: what BERT has, for a family that reads no segments (DistilBERT)."""
 

@@ -29,7 +29,7 @@ class Encoder(nn.Module):
 
     @property
     def kernel_name(self) -> str:
-        return cast(EncoderBlock, self.blocks[0]).attention.attend.kernel.name
+        return cast(EncoderBlock, self.blocks[0]).attention.kernel_name
 
 
 class EncoderModel(nn.Module):

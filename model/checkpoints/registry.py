@@ -12,13 +12,24 @@ from model.checkpoints.checkpoint import Checkpoint
 from model.checkpoints.gguf import GGUFCheckpoint
 from model.checkpoints.safetensors import SafetensorsCheckpoint
 from model.errors import CheckpointError, UnsupportedArchitecture
-from model.families import bert, distilbert, electra, encoder_decoder, gpt2, llama, modernbert, mpnet, roberta
+from model.families import (
+    bert,
+    deberta_v2,
+    distilbert,
+    electra,
+    encoder_decoder,
+    gpt2,
+    llama,
+    modernbert,
+    mpnet,
+    roberta,
+)
 from model.families.weight_map import Target, WeightMap
 from model.linear import Linear
 
 FAMILIES: dict[str, ModuleType] = {
     architecture: family
-    for family in (bert, distilbert, roberta, electra, mpnet, modernbert, gpt2, llama, encoder_decoder)
+    for family in (bert, distilbert, roberta, electra, mpnet, modernbert, deberta_v2, gpt2, llama, encoder_decoder)
     for architecture in family.ARCHITECTURES
 }
 
@@ -107,7 +118,7 @@ def _places(model: nn.Module) -> dict[str, Tensor]:
                 continue
             seen.add(id(parameter))
             places[name] = parameter.data
-            if isinstance(module, Linear) and len(module.segments) > 1:
+            if isinstance(module, Linear) and "" not in module.segments:
                 places |= {f"{name}[{segment}]": parameter.data[module.rows(segment)] for segment in module.segments}
     return places
 

@@ -9,8 +9,21 @@ import torch
 from torch import fx, nn
 
 from model.attention import Attend
+from model.convolution import Convolution
+from model.disentangled import DisentangledAttend, PositionTable, ProjectPositions
 from model.embeddings import Embedding
-from model.families import bert, distilbert, electra, encoder_decoder, gpt2, llama, modernbert, mpnet, roberta
+from model.families import (
+    bert,
+    deberta_v2,
+    distilbert,
+    electra,
+    encoder_decoder,
+    gpt2,
+    llama,
+    modernbert,
+    mpnet,
+    roberta,
+)
 from model.feed_forward import Activation, Gate
 from model.heads import FirstToken, MeanToken, TakeRows, Widen
 from model.linear import Linear
@@ -20,6 +33,7 @@ from model.rotary import Rotary
 
 LEAVES = (
     *(Embedding, Linear, LayerNorm, RMSNorm, Rotary, RelativeBias, Attend, Gate, Activation),
+    *(PositionTable, ProjectPositions, DisentangledAttend, Convolution),
     *(TakeRows, FirstToken, MeanToken, Widen),
 )
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -34,6 +48,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
             (electra, small_models.electra),
             (mpnet, small_models.mpnet),
             (modernbert, small_models.modernbert),
+            (deberta_v2, small_models.deberta_v2),
         )
         for architecture in family.ARCHITECTURES
     },

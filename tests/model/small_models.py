@@ -7,6 +7,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
+    DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
     EncoderDecoderConfig,
@@ -96,6 +97,22 @@ def modernbert(kind: str = "ModernBertModel", **changes: object) -> PreTrainedMo
         "pad_token_id": 0,
     }
     return _random(getattr(transformers, kind)(ModernBertConfig(**{**settings, **changes})))
+
+
+def deberta_v2(kind: str = "DebertaV2Model", **changes: object) -> PreTrainedModel:
+    """As v3 is, but for its size: 16 buckets of distances. Changes make it v2, or what else there is."""
+    settings = {
+        **_BERT_SETTINGS,
+        "max_position_embeddings": 200,
+        "type_vocab_size": 0,
+        "position_biased_input": False,
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+        "position_buckets": 16,
+    }
+    return _random(getattr(transformers, kind)(DebertaV2Config(**{**settings, **changes})))
 
 
 def encoder_decoder() -> PreTrainedModel:
