@@ -50,8 +50,8 @@ class ChatTemplate:
     def exists(self) -> bool:
         return self._template is not None
 
-    def render(self, messages: Sequence[tuple[str, str]]) -> str:
-        """The prompt that asks for the next answer, from (role, content) pairs."""
+    def render(self, messages: Sequence[tuple[str, str]], *, add_generation_prompt: bool = True) -> str:
+        """The prompt that asks for the next answer (or only what was said so far), from (role, content) pairs."""
         if self._template is None:
             raise TaskNotSupported("This model has no chat template; use completions.", param="model")
         if not messages:
@@ -65,7 +65,11 @@ class ChatTemplate:
             said.append({"role": "system" if role == "developer" else role, "content": content})
         try:
             return self._template.render(
-                messages=said, tools=None, documents=None, add_generation_prompt=True, **self._tokens
+                messages=said,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._tokens,
             )
         except SecurityError:
             raise InvalidRequest("The chat template does what a template may not.", param="messages") from None

@@ -37,7 +37,7 @@ class Runner:
         try:
             self._device = resolve_device(settings.device)
             checkpoint = open_checkpoint(settings.model)
-            self._tokenizer = checkpoint.tokenizer()
+            self.tokenizer = checkpoint.tokenizer()
             model = load(checkpoint, device=self._device, dtype=_dtype(settings.dtype, self._device))
             self.digest = checkpoint.digest
         except DeviceError as error:
@@ -50,7 +50,7 @@ class Runner:
         self._model = model
         self._sampler = Sampler()
         self.chat_template = checkpoint.chat_template
-        self.bos_token, self.eos_token = self._tokenizer.bos_token, self._tokenizer.eos_token
+        self.bos_token, self.eos_token = self.tokenizer.bos_token, self.tokenizer.eos_token
         self.generation_config = checkpoint.generation_config
         self.stop_ids = _stop_ids(checkpoint.generation_config, checkpoint.config)
         self.max_context_tokens: int = model.config.max_positions
@@ -78,10 +78,10 @@ class Runner:
         return str(self._model.decoder.kernel_name)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def new_detokenizer(self) -> IncrementalDetokenizer:
-        return IncrementalDetokenizer(self._tokenizer)
+        return IncrementalDetokenizer(self.tokenizer)
 
     def sampling_params(
         self,

@@ -2,12 +2,13 @@
 
 import asyncio
 
-from janus.v1 import decoder_pb2, decoder_pb2_grpc, models_pb2, models_pb2_grpc
+from janus.v1 import decoder_pb2, decoder_pb2_grpc, models_pb2, models_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
 from services.common.grpc_server import Service
 from services.common.metrics import DecoderMetrics
 from services.common.settings import DecoderSettings
 from services.common.worker_server import serve_worker
 from services.decoder.servicer import DecoderServicer, ModelServicer, WorkerDoor
+from services.decoder.tokenizer_servicer import TokenizerServicer
 from services.decoder.worker import DecoderWorker
 
 
@@ -37,5 +38,10 @@ def services_behind(door: WorkerDoor, metrics: DecoderMetrics) -> list[Service]:
             models_pb2.DESCRIPTOR.services_by_name["ModelService"],
             models_pb2_grpc.add_ModelServiceServicer_to_server,
             ModelServicer(door),
+        ),
+        Service(
+            tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"],
+            tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server,
+            TokenizerServicer(door),
         ),
     ]
