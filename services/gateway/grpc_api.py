@@ -21,6 +21,8 @@ from janus.v1 import (
     encoder_pb2_grpc,
     models_pb2,
     models_pb2_grpc,
+    tokenizer_pb2,
+    tokenizer_pb2_grpc,
 )
 from services.common.bulk import answer_in_order
 from services.common.errors import Cancelled, JanusError
@@ -28,7 +30,7 @@ from services.common.grpc_server import Service
 from services.common.metrics import GatewayMetrics
 from services.common.settings import GatewaySettings
 from services.gateway.event_stream import EventStream
-from services.gateway.methods import StreamRequest, UnaryRequest
+from services.gateway.methods import StreamRequest, TaskRequest
 from services.gateway.operations import Operations
 from services.gateway.request_context import RequestContext
 
@@ -42,10 +44,12 @@ def grpc_services(settings: GatewaySettings, operations: Operations, metrics: Ga
     encoder = encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"]
     decoder = decoder_pb2.DESCRIPTOR.services_by_name["DecoderService"]
     models = models_pb2.DESCRIPTOR.services_by_name["ModelService"]
+    tokenizer = tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"]
     return [
         Service(encoder, encoder_pb2_grpc.add_EncoderServiceServicer_to_server, servicer),
         Service(decoder, decoder_pb2_grpc.add_DecoderServiceServicer_to_server, servicer),
         Service(models, models_pb2_grpc.add_ModelServiceServicer_to_server, servicer),
+        Service(tokenizer, tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server, servicer),
     ]
 
 
@@ -53,8 +57,9 @@ class GatewayServicer(
     encoder_pb2_grpc.EncoderServiceServicer,
     decoder_pb2_grpc.DecoderServiceServicer,
     models_pb2_grpc.ModelServiceServicer,
+    tokenizer_pb2_grpc.TokenizerServiceServicer,
 ):
-    """All three services."""
+    """All services in one."""
 
     def __init__(self, settings: GatewaySettings, operations: Operations, metrics: GatewayMetrics) -> None:
         self._settings = settings
@@ -139,8 +144,22 @@ class GatewayServicer(
     async def GetModel(self, request: models_pb2.GetModelRequest, context: _Context) -> models_pb2.GetModelResponse:
         return self._operations.get_model(request.model)
 
+    async def TokenizeText(
+        self, request: tokenizer_pb2.TokenizeTextRequest, context: _Context
+    ) -> tokenizer_pb2.TokenizeTextResponse:
+        response = await self._operations.tokenize(request, self._request_context(context))
+        assert isinstance(response, tokenizer_pb2.TokenizeTextResponse)
+        return response
+
+    async def DetokenizeTokens(
+        self, request: tokenizer_pb2.DetokenizeTokensRequest, context: _Context
+    ) -> tokenizer_pb2.DetokenizeTokensResponse:
+        response = await self._operations.tokenize(request, self._request_context(context))
+        assert isinstance(response, tokenizer_pb2.DetokenizeTokensResponse)
+        return response
+
     async def _unary(
-        self, request: UnaryRequest, context: _Context, answer: type[_Response], number: int | None = None
+        self, request: TaskRequest, context: _Context, answer: type[_Response], number: int | None = None
     ) -> _Response:
         """`number` tells apart the requests of one stream."""
         response = await self._operations.unary(request, self._request_context(context, number))

@@ -1,4 +1,4 @@
-"""The two functions behind every route: `unary` for one answer, `stream` for events.
+"""The functions behind every route: `unary` for a task, `tokenize` for tokens or their text, `stream` for events.
 
 REST and gRPC both call them with the same messages, so both give equal answers and equal errors. A worker that is
 lost before the caller was told anything is replaced once: encoder tasks have no effects, and a stream of which no
@@ -13,7 +13,14 @@ from janus.v1 import models_pb2
 from services.common.errors import Draining, ModelLoading, WorkerLost
 from services.common.metrics import GatewayMetrics
 from services.gateway.event_stream import EventStream
-from services.gateway.methods import METHODS, StreamRequest, UnaryRequest, UnaryResponse
+from services.gateway.methods import (
+    METHODS,
+    StreamRequest,
+    TaskRequest,
+    TaskResponse,
+    TokenizerRequest,
+    TokenizerResponse,
+)
 from services.gateway.request_context import RequestContext
 from services.gateway.router import Router
 from services.gateway.validation import validate
@@ -32,28 +39,23 @@ class Operations:
         self.router = router
         self._metrics = metrics
 
-    async def unary(self, request: UnaryRequest, context: RequestContext) -> UnaryResponse:
+    async def unary(self, request: TaskRequest, context: RequestContext) -> TaskResponse:
         """One request, one answer.
 
         Raises JanusError.
         """
-        method = METHODS[type(request)]
-
-        async def ask(worker: WorkerClient) -> UnaryResponse:
-            release = self._admit(worker, request.model)
-            try:
-                response: UnaryResponse = await worker.unary(method)(request, **_call_options(context))
-            except RPC_FAILURES as error:
-                raise rpc_failure(error) from None
-            finally:
-                release()
-            return response
-
-        response = await self._ask(request, context, ask)
-        response.id = f"{method.id_prefix}-{context.request_id}"
-        response.model = context.model
+        response: TaskResponse = await self._unary(request, context)
+        response.id = f"{METHODS[type(request)].id_prefix}-{context.request_id}"
         response.created_unix_seconds = response.created_unix_seconds or int(time.time())
         context.consumed(response.usage)
+        return response
+
+    async def tokenize(self, request: TokenizerRequest, context: RequestContext) -> TokenizerResponse:
+        """A text to its tokens, or tokens to their text.
+
+        Raises JanusError.
+        """
+        response: TokenizerResponse = await self._unary(request, context)
         return response
 
     async def stream(self, request: StreamRequest, context: RequestContext) -> EventStream:
@@ -82,9 +84,25 @@ class Operations:
         """Raises ModelNotFound."""
         return models_pb2.GetModelResponse(model=self.router.model(model_id))
 
+    async def _unary(self, request: TaskRequest | TokenizerRequest, context: RequestContext) -> Any:
+        method = METHODS[type(request)]
+
+        async def ask(worker: WorkerClient) -> Any:
+            release = self._admit(worker, request.model)
+            try:
+                return await worker.unary(method)(request, **_call_options(context))
+            except RPC_FAILURES as error:
+                raise rpc_failure(error) from None
+            finally:
+                release()
+
+        response = await self._ask(request, context, ask)
+        response.model = context.model
+        return response
+
     async def _ask(
         self,
-        request: UnaryRequest | StreamRequest,
+        request: TaskRequest | TokenizerRequest | StreamRequest,
         context: RequestContext,
         ask: Callable[[WorkerClient], Awaitable[_Answer]],
     ) -> _Answer:

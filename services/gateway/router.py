@@ -98,14 +98,15 @@ class Router:
         known = list(self._known())
         if model_id:
             found = [model for model in known if model.id == model_id]
-            able = [model for model in found if method.task in model.tasks]
+            able = [model for model in found if method.is_served_by(model)]
         else:
             found = known
-            able = [model for model in known if method.task in model.default_tasks]
-            able += [model for model in known if method.task in model.tasks]
+            able = [model for task in method.default_tasks for model in known if task in model.default_tasks]
+            able += [model for task in method.default_tasks for model in known if task in model.tasks]
         if able:
             return able[0]
-        unknown = [worker for worker in self.workers if worker.kind == method.worker_kind and worker.models is None]
+        kinds = WORKER_KINDS if method.worker_kind is None else (method.worker_kind,)
+        unknown = [worker for worker in self.workers if worker.kind in kinds and worker.models is None]
         if unknown and not (model_id and found):
             raise _unavailable(unknown)
         if model_id and not found:

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import re
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -17,6 +18,8 @@ from janus.v1 import (
     models_pb2,
     models_pb2_grpc,
     streams_pb2,
+    tokenizer_pb2,
+    tokenizer_pb2_grpc,
 )
 from services.common.errors import JanusError
 from services.common.grpc_server import GrpcServer, Service, start_server
@@ -56,6 +59,7 @@ class FakeWorker(
     encoder_pb2_grpc.EncoderServiceServicer,
     decoder_pb2_grpc.DecoderServiceServicer,
     models_pb2_grpc.ModelServiceServicer,
+    tokenizer_pb2_grpc.TokenizerServiceServicer,
 ):
     """A worker of either kind; the attributes are its script."""
 
@@ -100,8 +104,13 @@ class FakeWorker(
             models_pb2_grpc.add_ModelServiceServicer_to_server,
             self,
         )
+        tokenizer = Service(
+            tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"],
+            tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server,
+            self,
+        )
         self._server = await start_server(
-            [own, models], host="127.0.0.1", port=self.port, setting="FAKE", metrics=ServiceMetrics()
+            [own, models, tokenizer], host="127.0.0.1", port=self.port, setting="FAKE", metrics=ServiceMetrics()
         )
         self.port = self._server.port
         await self.set_serving(is_serving)
@@ -147,6 +156,25 @@ class FakeWorker(
             usage=_usage(3 * len(request.input), 0, truncated=request.truncate),
             metrics=common_pb2.Timings(queue_ms=0.5, tokenize_ms=0.25, inference_ms=2, total_ms=3),
         )
+
+    async def TokenizeText(self, request: Any, context: Any) -> tokenizer_pb2.TokenizeTextResponse:
+        """A token a word, its length."""
+        await self._begin(request, context)
+        is_chat = request.WhichOneof("input") == "messages"
+        text = " ".join(each.content for each in request.messages.messages) if is_chat else request.prompt
+        words = list(re.finditer(r"\S+", text))
+        offsets = [] if is_chat else [tokenizer_pb2.Offset(start=word.start(), end=word.end()) for word in words]
+        return tokenizer_pb2.TokenizeTextResponse(
+            tokens=[len(word.group()) for word in words],
+            count=len(words),
+            max_model_len=self.models[0].max_input_tokens,
+            token_strs=[word.group() for word in words] if request.return_token_strs else [],
+            offsets=offsets,
+        )
+
+    async def DetokenizeTokens(self, request: Any, context: Any) -> tokenizer_pb2.DetokenizeTokensResponse:
+        await self._begin(request, context)
+        return tokenizer_pb2.DetokenizeTokensResponse(prompt=" ".join("x" * token for token in request.tokens))
 
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[decoder_pb2.GenerateResponse]:
         async for event in self._events(request, context):
