@@ -22,9 +22,14 @@ _MAX_WINDOW_TOKENS, _MIN_WINDOW_TOKENS = 16, 8
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """Token ids with what belongs to each; a list is made when it is asked for, since few callers need them all."""
+    """Token ids with what belongs to each; a list is made when it is asked for, since few callers need them all.
+
+    `parts` are the texts that were encoded, then cut, then put together. Offsets are theirs: where a tokenizer leaves
+    spaces out of them, it does so again each time that it looks at a token.
+    """
 
     backend: tokenizers.Encoding
+    parts: tuple[tokenizers.Encoding, ...] = ()
 
     def __len__(self) -> int:
         return len(self.backend)
@@ -41,7 +46,10 @@ class Encoding:
     @property
     def offsets(self) -> list[tuple[int, int]]:
         """Characters `[start, end)` of its text; (0, 0) for a special token."""
-        return self.backend.offsets
+        if not self.parts:
+            return self.backend.offsets
+        left = [iter(part.offsets) for part in self.parts]
+        return [(0, 0) if number is None else next(left[number]) for number in self.text_numbers]
 
     @property
     def special_mask(self) -> list[int]:
@@ -127,28 +135,40 @@ class Tokenizer:
         head = self.backend.encode(first, add_special_tokens=False)
         if second is None:
             head.truncate(max(room, 0))
-            return Encoding(self.backend.post_process(head))
+            return self._put_together(head)
         tail = self.backend.encode(second, add_special_tokens=False)
         head_room, tail_room = _shares(room, len(head), len(tail), cut)
         head.truncate(head_room)
         tail.truncate(tail_room)
-        return Encoding(self.backend.post_process(head, tail))
+        return self._put_together(head, tail)
 
-    def encode_windows(self, text: str, *, before: str | None = None, max_tokens: int, stride: int) -> list[Encoding]:
-        """A text in inputs of at most `max_tokens` that overlap by `stride` tokens, each after the whole of `before`.
+    def encode_windows(
+        self,
+        text: str,
+        *,
+        before: str | None = None,
+        max_before_tokens: int | None = None,
+        max_tokens: int,
+        stride: int,
+    ) -> list[Encoding]:
+        """A text in inputs of at most `max_tokens` that overlap by `stride` tokens, each after the whole of `before`, or
+        after its first `max_before_tokens`.
 
         Offsets are of the whole text. `max_tokens` must leave more room than `stride` beside `before` and the special
         tokens.
         """
         first = None if before is None else self.backend.encode(before, add_special_tokens=False)
+        if first is not None and max_before_tokens is not None:
+            _cut(first, max_before_tokens)
         room = max_tokens - self.backend.num_special_tokens_to_add(first is not None) - (len(first) if first else 0)
         assert 0 <= stride < room
         window = self.backend.encode(text, add_special_tokens=False)
         window.truncate(room, stride)
         windows = [window, *window.overflowing]
-        if first is None:
-            return [Encoding(self.backend.post_process(one)) for one in windows]
-        return [Encoding(self.backend.post_process(first, one)) for one in windows]
+        return [self._put_together(*((one,) if first is None else (first, one))) for one in windows]
+
+    def _put_together(self, *parts: tokenizers.Encoding) -> Encoding:
+        return Encoding(self.backend.post_process(*parts), parts)
 
     def num_special_tokens(self, *, is_pair: bool) -> int:
         """How many tokens an input gets besides those of its text or texts."""
@@ -172,6 +192,16 @@ class Tokenizer:
     def subword_prefix(self) -> str | None:
         """What a token that goes on with a word begins with, in vocabularies that say so ("##")."""
         return getattr(self.backend.model, "continuing_subword_prefix", None)
+
+
+def _cut(encoding: tokenizers.Encoding, num_tokens: int) -> None:
+    """Leaves the first tokens. Mutates: `encoding`.
+
+    By halves, because an encoding keeps what was cut off in pieces of its new size, and each of them is put together
+    with whatever the encoding is: so there is one piece, not one for each `num_tokens` of a long text.
+    """
+    while len(encoding) > num_tokens:
+        encoding.truncate(max(num_tokens, (len(encoding) + 1) // 2))
 
 
 def _shares(room: int, num_first: int, num_second: int, cut: Cut) -> tuple[int, int]:

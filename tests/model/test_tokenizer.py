@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nasty_texts import NASTY_NUMBERS, NASTY_TEXTS
+from tokenizers import models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from model.errors import CheckpointError
@@ -72,6 +74,34 @@ def test_a_batch_equals_its_texts() -> None:
             alone.special_mask,
         )
     assert OURS.encode_batch(["word"], add_special_tokens=False)[0].special_mask == [0]
+
+
+@pytest.mark.parametrize("text", ["a  b c, d " * 5, "  lead", "안녕 세계 " * 9], ids=ascii)
+def test_offsets_of_texts_that_were_cut(text: str) -> None:
+    """A tokenizer that leaves spaces out of its offsets, against the library's own cuts and windows."""
+    alphabet = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    library = tokenizers.Tokenizer(models.BPE({**alphabet, "Ġb": 256, "<s>": 257}, [("Ġ", "b")]))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.post_processor = processors.RobertaProcessing(("<s>", 257), ("<s>", 257), add_prefix_space=False)
+    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(library.to_str()))
+    library.enable_truncation(9)
+    for ours, theirs in (
+        (tokenizer.encode_within(9, text), library.encode(text)),
+        (tokenizer.encode_within(9, text, text), library.encode(text, text)),
+    ):
+        assert (ours.ids, ours.offsets) == (theirs.ids, theirs.offsets)
+    library.enable_truncation(9, stride=2)
+    whole = library.encode(text)
+    windows = tokenizer.encode_windows(text, max_tokens=9, stride=2)
+    assert [(one.ids, one.offsets) for one in windows] == [
+        (one.ids, one.offsets) for one in [whole, *whole.overflowing]
+    ]
+    library.enable_truncation(14, stride=2, strategy="only_second")
+    whole = library.encode("a b", text)
+    windows = tokenizer.encode_windows(text, before="a b", max_tokens=14, stride=2)
+    assert [(one.ids, one.offsets) for one in windows] == [
+        (one.ids, one.offsets) for one in [whole, *whole.overflowing]
+    ]
 
 
 def test_tokens_and_ids() -> None:
