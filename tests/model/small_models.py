@@ -95,6 +95,7 @@ def modernbert(kind: str = "ModernBertModel", **changes: object) -> PreTrainedMo
         "max_position_embeddings": 400,
         "local_attention": 16,
         "pad_token_id": 0,
+        **{f"{name}_token_id": 1 for name in ("bos", "eos", "cls", "sep")},
     }
     return _random(getattr(transformers, kind)(ModernBertConfig(**{**settings, **changes})))
 
