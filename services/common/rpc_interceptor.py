@@ -25,13 +25,13 @@ MAX_REQUEST_ID_CHARACTERS = 128
 # Tasks as the REST routes name them; a method without an entry is its own task.
 TASKS = {
     "ClassifyText": "classify",
-    "ClassifyTextStream": "classify",
+    "ClassifyTextStream": "classify-stream",
     "ClassifyZeroShot": "zero-shot-classify",
     "ClassifyTokens": "token-classify",
     "FillMask": "fill-mask",
     "AnswerQuestion": "question-answering",
     "EmbedText": "embeddings",
-    "EmbedTextStream": "embeddings",
+    "EmbedTextStream": "embeddings-stream",
     "RerankTexts": "rerank",
     "InspectAttention": "attention",
     "Chat": "chat",
@@ -62,22 +62,24 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or method.startswith(OPERATIONS):
             return handler
-        codec = (handler.request_deserializer, handler.response_serializer)
-        codec_of_one = (_reading(handler.request_deserializer), handler.response_serializer)
+        codec = (_reading(handler.request_deserializer), handler.response_serializer)
         if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(self._answering(method, handler.unary_unary), *codec_of_one)
+            one = self._answering(method, handler.unary_unary, _readable)
+            return grpc.unary_unary_rpc_method_handler(one, *codec)
         if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(self._streaming(method, handler.unary_stream), *codec_of_one)
+            many = self._streaming(method, handler.unary_stream, _readable)
+            return grpc.unary_stream_rpc_method_handler(many, *codec)
         if handler.stream_unary is not None:
-            return grpc.stream_unary_rpc_method_handler(self._answering(method, handler.stream_unary), *codec)
-        return grpc.stream_stream_rpc_method_handler(self._streaming(method, handler.stream_stream), *codec)
+            one = self._answering(method, handler.stream_unary, _all_readable)
+            return grpc.stream_unary_rpc_method_handler(one, *codec)
+        many = self._streaming(method, handler.stream_stream, _all_readable)
+        return grpc.stream_stream_rpc_method_handler(many, *codec)
 
-    def _answering(self, method: str, answer: Any) -> Any:
+    def _answering(self, method: str, answer: Any, readable: Callable[[Any], Any]) -> Any:
         async def answer_one(request: Any, context: Context) -> Any:
             rpc = _Rpc(method, context, self._metrics)
             try:
-                _require_readable(request)
-                response = await answer(request, context)
+                response = await answer(readable(request), context)
             except BaseException as error:
                 await rpc.fail(error)
             rpc.end("ok")
@@ -85,12 +87,11 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
 
         return answer_one
 
-    def _streaming(self, method: str, answers: Any) -> Any:
+    def _streaming(self, method: str, answers: Any, readable: Callable[[Any], Any]) -> Any:
         async def answer_many(request: Any, context: Context) -> AsyncIterator[Any]:
             rpc = _Rpc(method, context, self._metrics)
             try:
-                _require_readable(request)
-                async with aclosing(answers(request, context)) as responses:
+                async with aclosing(answers(readable(request), context)) as responses:
                     async for response in responses:
                         rpc.stage = "streaming"
                         yield response
@@ -159,9 +160,17 @@ def _reading(read: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
     return read_or_mark
 
 
-def _require_readable(request: Any) -> None:
+def _readable(request: Any) -> Any:
+    """Raises: InvalidRequest."""
     if request is _UNREADABLE:
         raise InvalidRequest("The request could not be read.")
+    return request
+
+
+async def _all_readable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """Raises: InvalidRequest, at the first that is not."""
+    async for request in requests:
+        yield _readable(request)
 
 
 def given_request_id(context: Context) -> str:

@@ -1,14 +1,14 @@
 """The worker's gRPC: inputs become items here, and results become answers."""
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import grpc
 
 from janus.v1 import common_pb2, encoder_pb2, encoder_pb2_grpc, models_pb2, models_pb2_grpc
-from services.common.bulk import answer_in_order
-from services.common.errors import JanusError, ModelNotFound
+from services.common.bulk import BulkRequest, answer_stream
+from services.common.errors import ModelNotFound
 from services.common.logging import describe_request, request_id
 from services.common.metrics import EncoderMetrics
 from services.common.worker_server import Door
@@ -50,6 +50,7 @@ class EncoderResponse(Protocol):
 
 _Request = TypeVar("_Request", bound=EncoderRequest)
 _Response = TypeVar("_Response", bound=EncoderResponse)
+_StreamResponse = TypeVar("_StreamResponse")
 
 
 class WorkerDoor(Door[EncoderWorker]):
@@ -81,29 +82,27 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
     ) -> encoder_pb2.RerankTextsResponse:
         return await self._answer(_RERANK, request, context)
 
-    async def ClassifyTextStream(
+    def ClassifyTextStream(
         self, request_iterator: AsyncIterator[encoder_pb2.ClassifyTextStreamRequest], context: Context
     ) -> AsyncIterator[encoder_pb2.ClassifyTextStreamResponse]:
-        async def answer(number: int, each: encoder_pb2.ClassifyTextStreamRequest) -> encoder_pb2.ClassifyTextResponse:
-            return await self._answer(_CLASSIFY, each.request, context, number)
+        return self._answer_stream(_CLASSIFY, request_iterator, context, encoder_pb2.ClassifyTextStreamResponse)
 
-        async for number, result in answer_in_order(request_iterator, answer):
-            if isinstance(result, JanusError):
-                yield encoder_pb2.ClassifyTextStreamResponse(sequence=number, error=_error(result))
-            else:
-                yield encoder_pb2.ClassifyTextStreamResponse(sequence=number, response=result)
-
-    async def EmbedTextStream(
+    def EmbedTextStream(
         self, request_iterator: AsyncIterator[encoder_pb2.EmbedTextStreamRequest], context: Context
     ) -> AsyncIterator[encoder_pb2.EmbedTextStreamResponse]:
-        async def answer(number: int, each: encoder_pb2.EmbedTextStreamRequest) -> encoder_pb2.EmbedTextResponse:
-            return await self._answer(_EMBED, each.request, context, number)
+        return self._answer_stream(_EMBED, request_iterator, context, encoder_pb2.EmbedTextStreamResponse)
 
-        async for number, result in answer_in_order(request_iterator, answer):
-            if isinstance(result, JanusError):
-                yield encoder_pb2.EmbedTextStreamResponse(sequence=number, error=_error(result))
-            else:
-                yield encoder_pb2.EmbedTextStreamResponse(sequence=number, response=result)
+    def _answer_stream(
+        self,
+        task: Task[_Request, _Response],
+        requests: AsyncIterator[BulkRequest[_Request]],
+        context: Context,
+        response: Callable[..., _StreamResponse],
+    ) -> AsyncIterator[_StreamResponse]:
+        async def answer(request: _Request, number: int) -> _Response:
+            return await self._answer(task, request, context, number)
+
+        return answer_stream(requests, answer, response, task=task.name, metrics=self._metrics)
 
     async def _answer(
         self, task: Task[_Request, _Response], request: _Request, context: Context, number: int | None = None
@@ -179,11 +178,4 @@ def _timings(results: Sequence[Result], tokenize_seconds: float, total_seconds: 
         tokenize_ms=1000 * tokenize_seconds,
         inference_ms=1000 * max(result.inference_seconds for result in results),
         total_ms=1000 * total_seconds,
-    )
-
-
-def _error(error: JanusError) -> common_pb2.Error:
-    """In a stream that goes on."""
-    return common_pb2.Error(
-        code=error.code, message=error.message, param=error.param or "", retry_after_ms=error.retry_after_ms
     )

@@ -6,7 +6,7 @@ back while its reader is slow; one that takes nothing for too long loses it.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -14,7 +14,6 @@ from google.protobuf.message import Message
 from structlog.contextvars import get_contextvars
 
 from janus.v1 import (
-    common_pb2,
     decoder_pb2,
     decoder_pb2_grpc,
     encoder_pb2,
@@ -24,8 +23,8 @@ from janus.v1 import (
     tokenizer_pb2,
     tokenizer_pb2_grpc,
 )
-from services.common.bulk import answer_in_order
-from services.common.errors import Cancelled, JanusError
+from services.common.bulk import BulkRequest, answer_stream
+from services.common.errors import Cancelled
 from services.common.grpc_server import Service
 from services.common.metrics import GatewayMetrics
 from services.common.settings import GatewaySettings
@@ -104,29 +103,15 @@ class GatewayServicer(
     ) -> encoder_pb2.InspectAttentionResponse:
         return await self._unary(request, context, encoder_pb2.InspectAttentionResponse)
 
-    async def ClassifyTextStream(
+    def ClassifyTextStream(
         self, request_iterator: AsyncIterator[encoder_pb2.ClassifyTextStreamRequest], context: _Context
     ) -> AsyncIterator[encoder_pb2.ClassifyTextStreamResponse]:
-        async def answer(number: int, each: encoder_pb2.ClassifyTextStreamRequest) -> encoder_pb2.ClassifyTextResponse:
-            return await self._unary(each.request, context, encoder_pb2.ClassifyTextResponse, number)
+        return self._bulk(request_iterator, context, encoder_pb2.ClassifyTextStreamResponse, "classify")
 
-        async for number, result in answer_in_order(request_iterator, answer):
-            if isinstance(result, JanusError):
-                yield encoder_pb2.ClassifyTextStreamResponse(sequence=number, error=_error(result))
-            else:
-                yield encoder_pb2.ClassifyTextStreamResponse(sequence=number, response=result)
-
-    async def EmbedTextStream(
+    def EmbedTextStream(
         self, request_iterator: AsyncIterator[encoder_pb2.EmbedTextStreamRequest], context: _Context
     ) -> AsyncIterator[encoder_pb2.EmbedTextStreamResponse]:
-        async def answer(number: int, each: encoder_pb2.EmbedTextStreamRequest) -> encoder_pb2.EmbedTextResponse:
-            return await self._unary(each.request, context, encoder_pb2.EmbedTextResponse, number)
-
-        async for number, result in answer_in_order(request_iterator, answer):
-            if isinstance(result, JanusError):
-                yield encoder_pb2.EmbedTextStreamResponse(sequence=number, error=_error(result))
-            else:
-                yield encoder_pb2.EmbedTextStreamResponse(sequence=number, response=result)
+        return self._bulk(request_iterator, context, encoder_pb2.EmbedTextStreamResponse, "embeddings")
 
     def Generate(
         self, request: decoder_pb2.GenerateRequest, context: _Context
@@ -158,13 +143,24 @@ class GatewayServicer(
         assert isinstance(response, tokenizer_pb2.DetokenizeTokensResponse)
         return response
 
-    async def _unary(
-        self, request: TaskRequest, context: _Context, answer: type[_Response], number: int | None = None
-    ) -> _Response:
-        """`number` tells apart the requests of one stream."""
-        response = await self._operations.unary(request, self._request_context(context, number))
+    async def _unary(self, request: TaskRequest, context: _Context, answer: type[_Response]) -> _Response:
+        response = await self._operations.unary(request, self._request_context(context))
         assert isinstance(response, answer)
         return response
+
+    def _bulk(
+        self,
+        requests: AsyncIterator[BulkRequest[TaskRequest]],
+        context: _Context,
+        response: Callable[..., _Response],
+        task: str,
+    ) -> AsyncIterator[_Response]:
+        """Each request on its own: it may go to another worker than the one before, and has a deadline of its own."""
+
+        async def answer(request: TaskRequest, number: int) -> Message:
+            return await self._operations.unary(request, self._request_context(context, number))
+
+        return answer_stream(requests, answer, response, task=task, metrics=self._metrics)
 
     async def _stream(self, request: StreamRequest, context: _Context) -> AsyncIterator[Any]:
         stream = await self._operations.stream(request, self._request_context(context))
@@ -182,6 +178,7 @@ class GatewayServicer(
             stream.close()
 
     def _request_context(self, context: _Context, number: int | None = None) -> RequestContext:
+        """`number` tells apart the requests of one stream."""
         now = time.monotonic()
         patience = self._settings.request_timeout_seconds
         remaining = context.time_remaining()
@@ -215,10 +212,3 @@ class _Reader:
 
     def _look_again(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._stall_seconds / 2, self._look)
-
-
-def _error(error: JanusError) -> common_pb2.Error:
-    """In a stream that goes on."""
-    return common_pb2.Error(
-        code=error.code, message=error.message, param=error.param or "", retry_after_ms=error.retry_after_ms
-    )
