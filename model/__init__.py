@@ -17,6 +17,6 @@ maps the paper onto these files.
 
 Only leaves compute (Linear, Embedding, LayerNorm, RMSNorm, Rotary, RelativeBias, Attend, PositionTable,
 ProjectPositions, DisentangledAttend, Convolution, Gate, the activations, TakeRows, FirstToken, MeanToken, Widen,
-Pooling) and `+`; everything above them is straight-line composition, so that a forward pass can be traced into a list
-of operations.
+Pooling, Normalize) and `+`; everything above them is straight-line composition, so that a forward pass can be traced
+into a list of operations.
 """

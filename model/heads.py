@@ -1,5 +1,7 @@
 """What turns hidden states into answers: pooled vectors, classes, masked tokens, spans, next tokens."""
 
+import math
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -41,18 +43,74 @@ class Widen(nn.Module):
         return scores.float()
 
 
-class Pooling(nn.Module):
-    """One vector a sequence, as sentence-transformers does it. Shape: `[T, D] -> [S, D]`, float32."""
+PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
-    def __init__(self, mode: Literal["mean", "cls"], *, is_normalized: bool) -> None:
+
+class Pooling(nn.Module):
+    """One vector a sequence: its tokens pooled in one way or several, their results side by side.
+
+    The modes have sentence-transformers' names. Shape: `[T, D] -> [S, modes * D]`, float32.
+    """
+
+    def __init__(self, *modes: PoolingMode) -> None:
         super().__init__()
-        self.mode = mode
-        self.is_normalized = is_normalized
-        self.first_token = FirstToken()
+        self.modes = modes
 
     def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
-        pooled_SD = self.first_token(x_TD, metadata).float() if self.mode == "cls" else _means(x_TD, metadata)
-        return normalize(pooled_SD, dim=1) if self.is_normalized else pooled_SD
+        parts = x_TD.float().split(list(metadata.query_lengths))
+        return torch.cat([torch.stack([_POOLS[mode](part) for part in parts]) for mode in self.modes], dim=1)
+
+
+def _weighted_mean(x_TD: Tensor) -> Tensor:
+    """Later tokens count more: the first once, the second twice, ..."""
+    weights_T = torch.arange(1, len(x_TD) + 1, device=x_TD.device, dtype=x_TD.dtype)
+    return weights_T @ x_TD / weights_T.sum()
+
+
+# Of one sequence: `[T, D] -> [D]`.
+_POOLS: dict[PoolingMode, Callable[[Tensor], Tensor]] = {
+    "cls": lambda x_TD: x_TD[0],
+    "max": lambda x_TD: x_TD.amax(dim=0),
+    "mean": lambda x_TD: x_TD.mean(dim=0),
+    "mean_sqrt_len_tokens": lambda x_TD: x_TD.sum(dim=0) / math.sqrt(len(x_TD)),
+    "weightedmean": _weighted_mean,
+    "lasttoken": lambda x_TD: x_TD[-1],
+}
+
+
+class Dense(nn.Module):
+    """activation(W x + b) of pooled vectors; without a name no activation. Shape: `[S, I] -> [S, O]`."""
+
+    def __init__(self, in_width: int, out_width: int, activation: str | None, *, has_bias: bool) -> None:
+        super().__init__()
+        self.linear = Linear(in_width, out_width, has_bias=has_bias)
+        self.activation = None if activation is None else Activation(activation)
+
+    def forward(self, x_SD: Tensor, metadata: AttentionMetadata) -> Tensor:
+        y_SD = self.linear(x_SD, metadata)
+        return y_SD if self.activation is None else self.activation(y_SD)
+
+
+class Normalize(nn.Module):
+    """Vectors of length 1. Shape: `[S, D] -> [S, D]`."""
+
+    def forward(self, x_SD: Tensor, metadata: AttentionMetadata) -> Tensor:
+        return normalize(x_SD, dim=1)
+
+
+class SentenceVectors(nn.Module):
+    """A vector a sequence: pooled, then what lies behind, one after another. Shape: `[T, D] -> [S, O]`, float32."""
+
+    def __init__(self, pooling: Pooling, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
+        x_SD = self.pooling(x_TD, metadata)
+        for layer in self.layers:
+            x_SD = layer(x_SD, metadata)
+        return x_SD
 
 
 def _means(x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:

@@ -4,20 +4,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints.dense import load_dense
 from model.encoder import EncoderModel
-from model.heads import MaskedLanguageModel, Pooling, SequenceClassifier, SpanExtractor, TokenClassifier
+from model.heads import (
+    Dense,
+    MaskedLanguageModel,
+    Normalize,
+    Pooling,
+    SentenceVectors,
+    SequenceClassifier,
+    SpanExtractor,
+    TokenClassifier,
+)
 from model.tokenizer import Tokenizer
 from services.encoder.tasks.labels import Labels
-from services.encoder.tasks.pooling import pooling_mode
+from services.encoder.tasks.pooling import DenseLayer, UnknownPooling, VectorLayers
 from services.encoder.tasks.task import Head
 
 
 def own_heads(checkpoint: Checkpoint, model: EncoderModel, tokenizer: Tokenizer) -> dict[str, Head]:
     """A head for each task: vectors from every encoder, and what the checkpoint was trained for.
 
-    Raises: UnknownLabels, UnknownPooling.
+    Raises: UnknownLabels, UnknownPooling; CheckpointError for the weights of a layer behind the pooling.
     """
-    heads = {"embeddings": Head(Pooling(pooling_mode(checkpoint.path), is_normalized=True))}
+    heads = {"embeddings": _vectors(checkpoint, model, tokenizer)}
     match model.head:
         case SequenceClassifier():
             heads |= _sequence_tasks(model.head, _labels(checkpoint.config, model))
@@ -28,6 +38,24 @@ def own_heads(checkpoint: Checkpoint, model: EncoderModel, tokenizer: Tokenizer)
         case SpanExtractor():
             heads["question-answering"] = Head(model.head)
     return heads
+
+
+def _vectors(checkpoint: Checkpoint, model: EncoderModel, tokenizer: Tokenizer) -> Head:
+    layers = VectorLayers.of_checkpoint(checkpoint.path)
+    if layers.is_lower_cased and tokenizer.encode("A").ids != tokenizer.encode("a").ids:
+        raise UnknownPooling(f"{checkpoint.path}: do_lower_case with a tokenizer that keeps capitals is not served")
+    width = len(layers.modes) * model.config.width
+    behind: list[Dense | Normalize] = []
+    for layer in layers.behind:
+        if isinstance(layer, DenseLayer):
+            if layer.in_width != width:
+                raise UnknownPooling(f"{layer.folder}: takes vectors of {layer.in_width} numbers, but gets {width}")
+            width = layer.out_width
+            behind.append(load_dense(layer.folder, layer.in_width, width, layer.activation, has_bias=layer.has_bias))
+        else:
+            behind.append(Normalize())
+    module = SentenceVectors(Pooling(*layers.modes), behind).to(next(model.parameters()).device)
+    return Head(module, width=width)
 
 
 def _sequence_tasks(module: SequenceClassifier, labels: Labels) -> dict[str, Head]:

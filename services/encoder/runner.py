@@ -72,7 +72,6 @@ class Runner:
         self.digest = checkpoint.digest
         self.max_input_tokens: int = model.config.max_positions
         self.vocabulary_size: int = model.config.vocabulary_size
-        self.width: int = model.config.width
         self.num_layers: int = model.config.num_blocks
         self.num_heads: int = model.config.num_heads
         self.load_seconds = time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Embeddings: one normalised vector an input, as long as asked for."""
+"""Embeddings: one vector an input, as the checkpoint's layers make it; a shorter one on request."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -17,8 +17,8 @@ class EmbedText:
     name = "embeddings"
 
     async def encode(self, request: encoder_pb2.EmbedTextRequest, head: Head, encoder: TextEncoder) -> EncodedInputs:
-        if request.HasField("dimensions") and not 1 <= request.dimensions <= encoder.width:
-            raise InvalidRequest(f"'dimensions' must be at least 1 and at most {encoder.width}.", param="dimensions")
+        if request.HasField("dimensions") and not 1 <= request.dimensions <= head.width:
+            raise InvalidRequest(f"'dimensions' must be at least 1 and at most {head.width}.", param="dimensions")
         kinds = {one.WhichOneof("content") for one in request.input}
         if "tokens" not in kinds:
             texts = [one.text for one in request.input]

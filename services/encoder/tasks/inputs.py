@@ -93,7 +93,6 @@ class TextEncoder(Protocol):
 
     max_input_tokens: int
     vocabulary_size: int
-    width: int
     num_layers: int
     num_heads: int
 

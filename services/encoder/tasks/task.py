@@ -13,11 +13,15 @@ from services.encoder.tasks.labels import Labels
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Head:
-    """What reads the shared encoder for one task of one model, through which adapter (0: none)."""
+    """What reads the shared encoder for one task of one model, through which adapter (0: none).
+
+    A classifier has labels, and what makes vectors has their width.
+    """
 
     module: Any
     adapter: int = 0
     labels: Labels | None = None
+    width: int = 0
 
 
 Request = TypeVar("Request", contravariant=True)

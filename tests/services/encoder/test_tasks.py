@@ -13,7 +13,7 @@ from services.encoder.tasks.embed import EmbedText
 from services.encoder.tasks.labels import Labels, UnknownLabels
 from services.encoder.tasks.task import Head
 
-HEAD = Head(None, labels=Labels(("a", "b", "c"), "none"))
+HEAD = Head(None, labels=Labels(("a", "b", "c"), "none"), width=3)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,6 @@ class WordEncoder:
 
     max_input_tokens = 5
     vocabulary_size = 100
-    width = 3
     special_ids = frozenset[int]()
 
     @property

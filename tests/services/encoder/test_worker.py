@@ -215,8 +215,8 @@ async def test_a_text_without_a_token_fails_nobody_else(tmp_path: Path) -> None:
 def test_a_kind_of_pooling_that_is_not_served(tmp_path: Path) -> None:
     small_models.save(small_models.bert(), tmp_path)
     (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling/config.json").write_text('{"pooling_mode_max_tokens": true}')
-    with pytest.raises(ConfigurationError, match="max_tokens is not served"):
+    (tmp_path / "1_Pooling/config.json").write_text('{"pooling_mode_attention": true}')
+    with pytest.raises(ConfigurationError, match="pooling by attention is not served"):
         runner(models=str(tmp_path))
 
 
