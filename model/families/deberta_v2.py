@@ -106,14 +106,14 @@ class DebertaV2Config(BertConfig):
         max_positions = require(config, "max_position_embeddings")
         has_relative = bool(config.get("relative_attention"))
         relative_norms = _words(config, "norm_rel_ebd", ("none", "layer_norm"))
-        max_distance = config.get("max_relative_positions", -1)
+        max_distance = config.get("max_relative_positions") or -1
         convolution_size = config.get("conv_kernel_size") or 0
         if convolution_size > 0 and convolution_size % 2 == 0:
             raise CheckpointError(f"the checkpoint's conv_kernel_size is {convolution_size}; served: odd sizes")
         return cls(
             vocabulary_size=require(config, "vocab_size"),
             max_positions=max_positions,
-            num_segments=config.get("type_vocab_size", 0),
+            num_segments=config.get("type_vocab_size") or 0,
             width=width,
             num_blocks=require(config, "num_hidden_layers"),
             num_heads=num_heads,
@@ -127,10 +127,10 @@ class DebertaV2Config(BertConfig):
             terms=_words(config, "pos_att_type", ("c2p", "p2c")),
             is_shared=bool(config.get("share_att_key")),
             has_relative_norm="layer_norm" in relative_norms,
-            num_buckets=max(config.get("position_buckets", -1), 0),
+            num_buckets=max(config.get("position_buckets") or 0, 0),
             max_distance=max_distance if max_distance >= 1 else max_positions,
             convolution_size=max(convolution_size, 0),
-            convolution_groups=config.get("conv_groups", 1),
+            convolution_groups=config.get("conv_groups") or 1,
             convolution_activation=config.get("conv_act", "tanh"),
             pooler_activation=config.get("pooler_hidden_act", "gelu"),
         )
