@@ -165,10 +165,10 @@ class Tokenizer:
         window = self.backend.encode(text, add_special_tokens=False)
         window.truncate(room, stride)
         windows = [window, *window.overflowing]
-        return [self._put_together(*((one,) if first is None else (first, one))) for one in windows]
+        return [self._put_together(one) if first is None else self._put_together(first, one) for one in windows]
 
-    def _put_together(self, *parts: tokenizers.Encoding) -> Encoding:
-        return Encoding(self.backend.post_process(*parts), parts)
+    def _put_together(self, first: tokenizers.Encoding, second: tokenizers.Encoding | None = None) -> Encoding:
+        return Encoding(self.backend.post_process(first, second), (first,) if second is None else (first, second))
 
     def num_special_tokens(self, *, is_pair: bool) -> int:
         """How many tokens an input gets besides those of its text or texts."""
