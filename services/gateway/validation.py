@@ -10,11 +10,15 @@ from functools import singledispatch
 
 from google.protobuf.message import Message
 
-from janus.v1 import decoder_pb2, encoder_pb2
+from janus.v1 import decoder_pb2, encoder_pb2, tokenizer_pb2
 from services.common.errors import InvalidRequest
 
 MAX_STOP_STRINGS = 4
 ROLES = ("system", "developer", "user", "assistant")
+_NO_AGGREGATION = (
+    encoder_pb2.AGGREGATION_STRATEGY_UNSPECIFIED,
+    encoder_pb2.AGGREGATION_STRATEGY_NONE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,13 @@ RANGES: Mapping[str, Range] = {
     "min_tokens": Range(0),
     "dimensions": Range(1),
     "parameters.top_k": Range(1),
+    "parameters.stride": Range(0),
+    "parameters.doc_stride": Range(0),
+    "parameters.max_answer_len": Range(1),
+    "parameters.max_seq_len": Range(1),
+    "parameters.max_question_len": Range(1),
+    "parameters.top_k_edges": Range(1),
+    "top_n": Range(1),
 }
 
 
@@ -59,14 +70,70 @@ def validate(request: Message) -> None:
 
 @validate.register
 def _(request: encoder_pb2.ClassifyTextRequest) -> None:
-    if not request.inputs:
-        raise InvalidRequest("'inputs' needs at least one text.", param="inputs")
-    if request.parameters.HasField("top_k"):
-        _require_range("parameters.top_k", request.parameters.top_k)
+    _require_texts("inputs", request.inputs)
+    _require_ranges("parameters.", request.parameters, "top_k")
     if request.parameters.function_to_apply not in encoder_pb2.FunctionToApply.values():
         raise InvalidRequest(
             "'parameters.function_to_apply' is no known function.", param="parameters.function_to_apply"
         )
+
+
+@validate.register
+def _(request: encoder_pb2.ClassifyZeroShotRequest) -> None:
+    _require_texts("inputs", request.inputs)
+    _require_texts("parameters.candidate_labels", request.parameters.candidate_labels)
+    if request.parameters.HasField("hypothesis_template") and "{}" not in request.parameters.hypothesis_template:
+        param = "parameters.hypothesis_template"
+        raise InvalidRequest(f"'{param}' must hold {{}} in the place of the label.", param=param)
+
+
+@validate.register
+def _(request: encoder_pb2.ClassifyTokensRequest) -> None:
+    _require_texts("inputs", request.inputs)
+    parameters = request.parameters
+    if parameters.aggregation_strategy not in encoder_pb2.AggregationStrategy.values():
+        param = "parameters.aggregation_strategy"
+        raise InvalidRequest(f"'{param}' is no known strategy.", param=param)
+    _require_ranges("parameters.", parameters, "stride")
+    if parameters.HasField("stride") and parameters.aggregation_strategy in _NO_AGGREGATION:
+        param = "parameters.stride"
+        raise InvalidRequest(f"'{param}' needs an aggregation_strategy other than none.", param=param)
+
+
+@validate.register
+def _(request: encoder_pb2.FillMaskRequest) -> None:
+    _require_texts("inputs", request.inputs)
+    _require_ranges("parameters.", request.parameters, "top_k")
+    if request.parameters.targets:
+        _require_texts("parameters.targets", request.parameters.targets)
+
+
+@validate.register
+def _(request: encoder_pb2.AnswerQuestionRequest) -> None:
+    if not request.inputs:
+        raise InvalidRequest("'inputs' needs at least one question.", param="inputs")
+    for index, each in enumerate(request.inputs):
+        for name, text in (("question", each.question), ("context", each.context)):
+            if not text:
+                raise InvalidRequest(f"'inputs[{index}].{name}' is an empty text.", param="inputs")
+    lengths = ("doc_stride", "max_answer_len", "max_seq_len", "max_question_len")
+    _require_ranges("parameters.", request.parameters, "top_k", *lengths)
+
+
+@validate.register
+def _(request: encoder_pb2.RerankTextsRequest) -> None:
+    if not request.query:
+        raise InvalidRequest("'query' is an empty text.", param="query")
+    _require_texts("documents", request.documents)
+    _require_ranges("", request, "top_n")
+
+
+@validate.register
+def _(request: encoder_pb2.InspectAttentionRequest) -> None:
+    _require_texts("inputs", request.inputs)
+    if request.parameters.reduce not in encoder_pb2.AttentionReduction.values():
+        raise InvalidRequest("'parameters.reduce' is no known reduction.", param="parameters.reduce")
+    _require_ranges("parameters.", request.parameters, "top_k_edges")
 
 
 @validate.register
@@ -77,8 +144,7 @@ def _(request: encoder_pb2.EmbedTextRequest) -> None:
         if not (each.text or each.tokens.ids):
             raise InvalidRequest("'input' holds an empty text; there is nothing to embed.", param="input")
         _require_token_ids("input", each.tokens.ids)
-    if request.HasField("dimensions"):
-        _require_range("dimensions", request.dimensions)
+    _require_ranges("", request, "dimensions")
 
 
 @validate.register
@@ -95,19 +161,28 @@ def _(request: decoder_pb2.GenerateRequest) -> None:
 
 @validate.register
 def _(request: decoder_pb2.ChatRequest) -> None:
-    if not request.messages:
-        raise InvalidRequest("'messages' needs at least one message.", param="messages")
-    for index, message in enumerate(request.messages):
-        if message.role not in ROLES:
-            param = f"messages[{index}].role"
-            raise InvalidRequest(f"'{param}' must be one of {', '.join(ROLES)}.", param=param)
+    _require_messages(request.messages)
     _validate_options(request.options)
 
 
+@validate.register
+def _(request: tokenizer_pb2.TokenizeTextRequest) -> None:
+    match request.WhichOneof("input"):
+        case None:
+            raise InvalidRequest("'prompt' or 'messages' is required.", param="prompt")
+        case "messages":
+            _require_messages(request.messages.messages)
+        case _ if request.HasField("add_generation_prompt"):
+            raise InvalidRequest("'add_generation_prompt' is only for 'messages'.", param="add_generation_prompt")
+
+
+@validate.register
+def _(request: tokenizer_pb2.DetokenizeTokensRequest) -> None:
+    _require_token_ids("tokens", request.tokens)
+
+
 def _validate_options(options: decoder_pb2.GenerationOptions) -> None:
-    for name in ("temperature", "top_p", "min_p", "top_k", "max_tokens", "min_tokens"):
-        if options.HasField(name):
-            _require_range(name, getattr(options, name))
+    _require_ranges("", options, "temperature", "top_p", "min_p", "top_k", "max_tokens", "min_tokens")
     if options.HasField("max_tokens") and options.min_tokens > options.max_tokens:
         raise InvalidRequest("'min_tokens' can't be more than 'max_tokens'.", param="min_tokens")
     if len(options.stop) > MAX_STOP_STRINGS:
@@ -117,9 +192,29 @@ def _validate_options(options: decoder_pb2.GenerationOptions) -> None:
     _require_token_ids("stop_token_ids", options.stop_token_ids)
 
 
-def _require_range(name: str, value: float) -> None:
-    if value not in RANGES[name]:
-        raise InvalidRequest(f"'{name}' must be {RANGES[name]}.", param=name)
+def _require_ranges(prefix: str, message: Message, *fields: str) -> None:
+    """Fields that are absent are fine."""
+    for field in fields:
+        param = prefix + field
+        if message.HasField(field) and getattr(message, field) not in RANGES[param]:
+            raise InvalidRequest(f"'{param}' must be {RANGES[param]}.", param=param)
+
+
+def _require_texts(name: str, texts: Sequence[str]) -> None:
+    if not texts:
+        raise InvalidRequest(f"'{name}' needs at least one text.", param=name)
+    for index, text in enumerate(texts):
+        if not text:
+            raise InvalidRequest(f"'{name}[{index}]' is an empty text.", param=name)
+
+
+def _require_messages(messages: Sequence[decoder_pb2.ChatMessage]) -> None:
+    if not messages:
+        raise InvalidRequest("'messages' needs at least one message.", param="messages")
+    for index, message in enumerate(messages):
+        if message.role not in ROLES:
+            param = f"messages[{index}].role"
+            raise InvalidRequest(f"'{param}' must be one of {', '.join(ROLES)}.", param=param)
 
 
 def _require_token_ids(name: str, token_ids: Sequence[int]) -> None:

@@ -196,13 +196,18 @@ class WorkerClient:
 
 
 def _smallest_request(model: models_pb2.Model) -> Message | None:
-    """One word to read, or one token to write, for the first task of this model that the gateway passes on."""
+    """One word to read, or one token to write, for the first task of this model that one word is enough for."""
     for task in model.tasks:
         match task:
             case "classify":
                 return encoder_pb2.ClassifyTextRequest(model=model.id, inputs=["ready"])
             case "embeddings":
                 return encoder_pb2.EmbedTextRequest(model=model.id, input=[encoder_pb2.EmbedTextInput(text="ready")])
+            case "token-classify":
+                return encoder_pb2.ClassifyTokensRequest(model=model.id, inputs=["ready"])
+            case "question-answering":
+                question = encoder_pb2.QuestionInContext(question="ready", context="ready")
+                return encoder_pb2.AnswerQuestionRequest(model=model.id, inputs=[question])
             case "completions" | "chat":
                 options = decoder_pb2.GenerationOptions(max_tokens=1, temperature=0)
                 return decoder_pb2.GenerateRequest(model=model.id, text="ready", options=options)

@@ -1,6 +1,6 @@
 """The shapes of the answers: what routes build, what the type checker checks, what the OpenAPI document shows.
 
-`Problem` is RFC 9457 and OpenAI's error in one; the others are OpenAI's objects, and Janus' own task envelope.
+`Problem` is RFC 9457 and OpenAI's error in one; the others are OpenAI's objects. The tasks' stand in `task_answers`.
 """
 
 import json
@@ -120,36 +120,6 @@ class EmbeddingList(TypedDict):
     data: list[EmbeddingVector]
     model: str
     usage: EmbeddingUsage
-
-
-class LabelScore(TypedDict):
-    label: str
-    score: float
-
-
-class TaskUsage(TypedDict):
-    prompt_tokens: int
-    total_tokens: int
-    truncated: bool
-
-
-class TaskTimings(TypedDict):
-    queue_ms: float
-    tokenize_ms: float
-    inference_ms: float
-    total_ms: float
-
-
-class Classification(TypedDict):
-    """The task envelope; `results` has a list for each input, for a single one too."""
-
-    id: str
-    object: Literal["classification"]
-    model: str
-    created: int
-    results: list[list[LabelScore]]
-    usage: TaskUsage
-    metrics: TaskTimings
 
 
 class GenerationDefaults(TypedDict):

@@ -100,7 +100,7 @@ def _rule(failure: Any) -> str:
     match failure["type"]:
         case "model_type" | "model_attributes_type" | "dict_type":
             return "must be an object"
-        case "string_too_short":
+        case "string_too_short" | "too_short":
             return "can't be empty"
         case _:
             return f"must be {str(failure['msg']).removeprefix('Input should be ')}"

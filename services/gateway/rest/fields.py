@@ -5,11 +5,12 @@ would change the answer, with the values that ask for no change.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema, model_validator
 
 from services.common.errors import InvalidRequest
+from services.gateway.rest.errors import of_validation
 from services.gateway.validation import RANGES
 
 INT32_MAX = 2**31 - 1
@@ -18,6 +19,11 @@ INT64_MAX = 2**63 - 1
 Neutral = Mapping[str, tuple[Any, ...]]
 Int32 = Annotated[int, Field(ge=-INT32_MAX - 1, le=INT32_MAX)]
 Int64 = Annotated[int, Field(ge=-INT64_MAX - 1, le=INT64_MAX)]
+ModelId = Annotated[str, Field(min_length=1, description="A model of GET /v1/models; absent: the default of the task.")]
+Truncate = Annotated[bool, Field(description="Cut an input that is too long, instead of refusing it.")]
+
+TEXT: Mapping[str, Any] = {"type": "string"}
+TEXTS: Mapping[str, Any] = {"type": "array", "items": TEXT, "minItems": 1}
 
 
 def ranged(name: str, description: str) -> Any:
@@ -61,6 +67,34 @@ class Body(BaseModel):
             elif not any(_is_same(value, neutral) for neutral in cls.neutral[name]):
                 raise InvalidRequest(f"'{name}' is not supported with this value.", param=name)
         return kept
+
+
+_Body = TypeVar("_Body", bound=Body)
+
+
+def parsed(body: type[_Body], value: Any, *where: str | int) -> _Body:
+    """`value` as a body of its own that stands at `where` in the request's.
+
+    Raises InvalidRequest with the field's whole name.
+    """
+    try:
+        return body.model_validate(value)
+    except ValidationError as error:
+        failures = error.errors(include_url=False, include_context=False, include_input=False)
+        raise of_validation([{**each, "loc": ("body", *where, *each["loc"])} for each in failures]) from None
+
+
+def text_or_texts(name: str) -> Callable[[Any], list[str]]:
+    """Checks a field that takes one text or a list of them."""
+
+    def check(value: Any) -> list[str]:
+        if isinstance(value, str):
+            return [value]
+        if is_texts(value):
+            return list(value)
+        raise InvalidRequest(f"'{name}' must be a string or a list of strings.", param=name)
+
+    return check
 
 
 def _is_same(value: Any, neutral: Any) -> bool:

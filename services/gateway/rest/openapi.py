@@ -53,13 +53,6 @@ EMBEDDING_EXAMPLES: dict[str, Example] = {
         "value": {"input": ["a fox", "a dog"], "encoding_format": "base64", "dimensions": 128},
     },
 }
-CLASSIFY_EXAMPLES: dict[str, Example] = {
-    "text": {"summary": "All labels, best first", "value": {"inputs": "I loved every minute of it."}},
-    "texts": {
-        "summary": "Several texts, the best label of each",
-        "value": {"inputs": ["Wonderful.", "A waste of time."], "parameters": {"top_k": 1}, "truncate": True},
-    },
-}
 
 _BODY_STATUSES = (400, 413, 415, 429)
 _EVERY_STATUS = (404, 500, 503, 504)

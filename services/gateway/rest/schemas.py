@@ -1,4 +1,4 @@
-"""The bodies of the routes, and the messages that they become.
+"""The bodies of OpenAI's routes, and the messages that they become.
 
 Names are the protos' names, so `param` is right on both transports. Ranges stand in `validation`, which both
 transports pass; here stand types and shapes.
@@ -10,44 +10,43 @@ from pydantic import ConfigDict, Field, model_validator
 
 from janus.v1 import common_pb2, decoder_pb2, encoder_pb2
 from services.common.errors import InvalidRequest
-from services.gateway.rest.fields import INT32_MAX, Body, Int32, Int64, Neutral, checked, is_texts, is_token_ids, ranged
+from services.gateway.rest.fields import (
+    INT32_MAX,
+    TEXT,
+    TEXTS,
+    Body,
+    Int32,
+    Int64,
+    ModelId,
+    Neutral,
+    Truncate,
+    checked,
+    is_texts,
+    is_token_ids,
+    ranged,
+    text_or_texts,
+)
 from services.gateway.validation import MAX_STOP_STRINGS, RANGES
 
 MAX_PROMPTS = 128
 COMPLETIONS_DEFAULT_MAX_TOKENS = 16
 
-_TEXT = {"type": "string"}
-_TEXTS = {"type": "array", "items": _TEXT, "minItems": 1}
 _TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": INT32_MAX}, "minItems": 1}
-_TEXTS_OR_TOKENS = {"anyOf": [_TEXT, _TEXTS, _TOKEN_IDS, {"type": "array", "items": _TOKEN_IDS, "minItems": 1}]}
+_TEXTS_OR_TOKENS = {"anyOf": [TEXT, TEXTS, _TOKEN_IDS, {"type": "array", "items": _TOKEN_IDS, "minItems": 1}]}
 _CONTENT = {
     "anyOf": [
-        _TEXT,
+        TEXT,
         {
             "type": "array",
             "items": {
                 "type": "object",
                 "required": ["type", "text"],
-                "properties": {"type": {"const": "text"}, "text": _TEXT},
+                "properties": {"type": {"const": "text"}, "text": TEXT},
             },
         },
     ],
     "description": "A text, or text parts, which are joined by line ends.",
 }
-
-ModelId = Annotated[str, Field(min_length=1, description="A model of GET /v1/models; absent: the default of the task.")]
-Truncate = Annotated[bool, Field(description="Cut an input that is too long, instead of refusing it.")]
-
-
-def _texts(name: str) -> Any:
-    def check(value: Any) -> list[str]:
-        if isinstance(value, str):
-            return [value]
-        if is_texts(value):
-            return list(value)
-        raise InvalidRequest(f"'{name}' must be a string or a list of strings.", param=name)
-
-    return check
 
 
 def _texts_or_tokens(name: str) -> Any:
@@ -70,9 +69,9 @@ def _texts_or_tokens(name: str) -> Any:
 
 
 Stop = Annotated[
-    list[str], *checked(_texts("stop"), {"anyOf": [_TEXT, {**_TEXTS, "minItems": 0, "maxItems": MAX_STOP_STRINGS}]})
+    list[str],
+    *checked(text_or_texts("stop"), {"anyOf": [TEXT, {**TEXTS, "minItems": 0, "maxItems": MAX_STOP_STRINGS}]}),
 ]
-Inputs = Annotated[list[str], *checked(_texts("inputs"), {"anyOf": [_TEXT, _TEXTS]})]
 Prompts = Annotated[list[str] | list[list[int]], *checked(_texts_or_tokens("prompt"), _TEXTS_OR_TOKENS)]
 EmbeddingInputs = Annotated[list[str] | list[list[int]], *checked(_texts_or_tokens("input"), _TEXTS_OR_TOKENS)]
 
@@ -277,33 +276,4 @@ class EmbeddingRequest(Body):
         ]
         return encoder_pb2.EmbedTextRequest(
             model=self.model or "", input=inputs, dimensions=self.dimensions, truncate=self.truncate
-        )
-
-
-class ClassifyParameters(Body):
-    """How scores are made of logits, and how many are told."""
-
-    function_to_apply: Literal["none", "sigmoid", "softmax"] | None = Field(
-        default=None, description="Absent: what the checkpoint says."
-    )
-    top_k: Int32 | None = ranged("parameters.top_k", "How many labels, best first; absent: all.")
-
-    def message(self) -> encoder_pb2.ClassifyTextParameters:
-        function = encoder_pb2.FUNCTION_TO_APPLY_UNSPECIFIED
-        if self.function_to_apply is not None:
-            function = encoder_pb2.FunctionToApply.Value(f"FUNCTION_TO_APPLY_{self.function_to_apply.upper()}")
-        return encoder_pb2.ClassifyTextParameters(function_to_apply=function, top_k=self.top_k)
-
-
-class ClassifyRequest(Body):
-    """Hugging Face's text classification, with the model in the body."""
-
-    model: ModelId | None = None
-    inputs: Inputs
-    parameters: ClassifyParameters = ClassifyParameters()
-    truncate: Truncate = False
-
-    def request(self) -> encoder_pb2.ClassifyTextRequest:
-        return encoder_pb2.ClassifyTextRequest(
-            model=self.model or "", inputs=self.inputs, parameters=self.parameters.message(), truncate=self.truncate
         )

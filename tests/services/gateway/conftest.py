@@ -14,6 +14,7 @@ sys.path.append(str(Path(__file__).parent))
 from gateway_fakes import FakeWorker
 from gateway_house import House, StartHouse, until_ready
 
+from janus.v1 import models_pb2
 from services.common.grpc_server import CHANNEL_OPTIONS
 from services.common.settings import GatewaySettings
 from services.gateway.server import start_gateway
@@ -24,8 +25,10 @@ async def start_house() -> AsyncIterator[StartHouse]:
     """Starts a house with settings of its own."""
     houses: list[House] = []
 
-    async def start(*, is_ready: bool = True, **settings: Any) -> House:
-        encoder, decoder = FakeWorker("encoder"), FakeWorker("decoder")
+    async def start(
+        *, is_ready: bool = True, encoder_models: list[models_pb2.Model] | None = None, **settings: Any
+    ) -> House:
+        encoder, decoder = FakeWorker("encoder", encoder_models), FakeWorker("decoder")
         await encoder.start(is_serving=is_ready)
         await decoder.start(is_serving=is_ready)
         targets = {"encoder_targets": encoder.target, "decoder_targets": decoder.target}

@@ -9,6 +9,8 @@ import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
+from gateway_encoder import TASKS, ScriptedEncoder
+
 from janus.v1 import (
     common_pb2,
     decoder_pb2,
@@ -28,8 +30,8 @@ from services.common.metrics import ServiceMetrics
 ENCODER_MODEL = models_pb2.Model(
     id="acme/minilm",
     created_unix_seconds=1_700_000_000,
-    tasks=["classify", "embeddings"],
-    default_tasks=["classify", "embeddings"],
+    tasks=TASKS,
+    default_tasks=TASKS,
     labels=["negative", "positive"],
     max_input_tokens=512,
     dtype="float32",
@@ -56,7 +58,7 @@ READINESS_PREFIX = "first-answer-"
 
 
 class FakeWorker(
-    encoder_pb2_grpc.EncoderServiceServicer,
+    ScriptedEncoder,
     decoder_pb2_grpc.DecoderServiceServicer,
     models_pb2_grpc.ModelServiceServicer,
     tokenizer_pb2_grpc.TokenizerServiceServicer,
@@ -74,12 +76,16 @@ class FakeWorker(
         # Requests of callers; the gateway's own first ones are counted apart.
         self.requests: list[Any] = []
         self.request_ids: list[str] = []
-        self.num_first_answers = 0
+        self.first_requests: list[Any] = []
         self.num_cancelled = 0
         self.num_running = 0
         self.num_sent = 0
         self.port = 0
         self._server: GrpcServer | None = None
+
+    @property
+    def num_first_answers(self) -> int:
+        return len(self.first_requests)
 
     @property
     def target(self) -> str:
@@ -129,33 +135,6 @@ class FakeWorker(
 
     async def GetModel(self, request: Any, context: Any) -> models_pb2.GetModelResponse:
         return models_pb2.GetModelResponse(model=self.models[0])
-
-    async def ClassifyText(self, request: Any, context: Any) -> encoder_pb2.ClassifyTextResponse:
-        await self._begin(request, context)
-        labels = [
-            encoder_pb2.LabelScore(label="positive", score=0.75),
-            encoder_pb2.LabelScore(label="negative", score=0.25),
-        ]
-        if request.parameters.HasField("top_k"):
-            labels = labels[: request.parameters.top_k]
-        return encoder_pb2.ClassifyTextResponse(
-            model=request.model,
-            results=[encoder_pb2.TextClassification(labels=labels) for _ in request.inputs],
-            usage=_usage(3 * len(request.inputs), 0, truncated=request.truncate),
-            metrics=common_pb2.Timings(queue_ms=0.5, tokenize_ms=0.25, inference_ms=2, total_ms=3),
-        )
-
-    async def EmbedText(self, request: Any, context: Any) -> encoder_pb2.EmbedTextResponse:
-        await self._begin(request, context)
-        vectors = [[0.5, -0.25, 0.1, float(len(each.text) or len(each.tokens.ids))] for each in request.input]
-        if request.HasField("dimensions"):
-            vectors = [vector[: request.dimensions] for vector in vectors]
-        return encoder_pb2.EmbedTextResponse(
-            model=request.model,
-            embeddings=[encoder_pb2.Embedding(values=vector) for vector in vectors],
-            usage=_usage(3 * len(request.input), 0, truncated=request.truncate),
-            metrics=common_pb2.Timings(queue_ms=0.5, tokenize_ms=0.25, inference_ms=2, total_ms=3),
-        )
 
     async def TokenizeText(self, request: Any, context: Any) -> tokenizer_pb2.TokenizeTextResponse:
         """A token a word, its length."""
@@ -224,7 +203,7 @@ class FakeWorker(
         """Records a request and follows the script; whether it was the gateway's own first one."""
         request_id = dict(context.invocation_metadata()).get("x-request-id", "")
         if request_id.startswith(READINESS_PREFIX):
-            self.num_first_answers += 1
+            self.first_requests.append(request)
             return True
         self.requests.append(request)
         self.request_ids.append(request_id)

@@ -5,6 +5,7 @@ from typing import Any
 import grpc
 import pytest
 from gateway_house import House, StartHouse, until
+from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from janus.v1 import (
@@ -38,14 +39,12 @@ async def ask(channel: grpc.aio.Channel, request: Message, **options: Any) -> An
     decoder = decoder_pb2_grpc.DecoderServiceStub(channel)
     try:
         match request:
-            case encoder_pb2.ClassifyTextRequest():
-                return await encoder.ClassifyText(request, **options)
-            case encoder_pb2.EmbedTextRequest():
-                return await encoder.EmbedText(request, **options)
             case decoder_pb2.GenerateRequest():
                 return [each.event async for each in decoder.Generate(request, **options)]
             case decoder_pb2.ChatRequest():
                 return [each.event async for each in decoder.Chat(request, **options)]
+            case _:
+                return await getattr(encoder, type(request).__name__.removesuffix("Request"))(request, **options)
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from None
 
@@ -119,6 +118,91 @@ async def test_models_are_the_same_on_both(house, channel):
     assert error.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+ClassifyZeroShot = encoder_pb2.ClassifyZeroShotRequest
+ZeroShot = encoder_pb2.ClassifyZeroShotParameters
+ClassifyTokens = encoder_pb2.ClassifyTokensRequest
+Tokens = encoder_pb2.ClassifyTokensParameters
+FillMask = encoder_pb2.FillMaskRequest
+Masks = encoder_pb2.FillMaskParameters
+AnswerQuestion = encoder_pb2.AnswerQuestionRequest
+Question = encoder_pb2.QuestionInContext
+Reading = encoder_pb2.AnswerQuestionParameters
+Rerank = encoder_pb2.RerankTextsRequest
+Inspect = encoder_pb2.InspectAttentionRequest
+Shown = encoder_pb2.InspectAttentionParameters
+REST_QUESTION = {"question": "Where?", "context": "In Berkeley"}
+
+TASKS: list[tuple[Message, str, dict[str, Any]]] = [
+    (
+        ClassifyZeroShot(inputs=["a"], parameters=ZeroShot(candidate_labels=["x", "y"], multi_label=True)),
+        "zero-shot-classify",
+        {"inputs": "a", "parameters": {"candidate_labels": "x, y", "multi_label": True}},
+    ),
+    (
+        ClassifyTokens(
+            inputs=["Ada lived"],
+            parameters=Tokens(
+                aggregation_strategy=encoder_pb2.AGGREGATION_STRATEGY_MAX, ignore_labels=common_pb2.Texts(), stride=4
+            ),
+        ),
+        "token-classify",
+        {"inputs": "Ada lived", "parameters": {"aggregation_strategy": "max", "ignore_labels": [], "stride": 4}},
+    ),
+    (
+        FillMask(inputs=["a [MASK]"], parameters=Masks(top_k=1, targets=["x", "y"]), truncate=True),
+        "fill-mask",
+        {"inputs": "a [MASK]", "parameters": {"top_k": 1, "targets": ["x", "y"]}, "truncate": True},
+    ),
+    (
+        AnswerQuestion(
+            inputs=[Question(question="Where?", context="In Berkeley")],
+            parameters=Reading(top_k=2, align_to_words=False),
+        ),
+        "question-answering",
+        {"inputs": REST_QUESTION, "parameters": {"top_k": 2, "align_to_words": False}},
+    ),
+    (
+        Rerank(query="q", documents=["a", "b"], top_n=1, return_documents=True),
+        "rerank",
+        {"query": "q", "documents": ["a", {"text": "b"}], "top_n": 1, "return_documents": True},
+    ),
+    (
+        Inspect(
+            inputs=["a cat"],
+            parameters=Shown(layers=[-1], heads=[0, 1], reduce=encoder_pb2.ATTENTION_REDUCTION_NONE),
+        ),
+        "attention",
+        {"inputs": "a cat", "parameters": {"layers": [-1], "heads": [0, 1], "reduce": "none"}},
+    ),
+]
+
+
+async def test_tasks_are_the_same_on_both(house, channel):
+    for request, path, body in TASKS:
+        rpc = await ask(channel, request, metadata=(("x-request-id", "r1"),))
+        rest = (await house.http.post(f"/v1/{path}", json=body, headers={"X-Request-Id": "r1"})).json()
+        first, second = house.encoder.requests[-2:]
+        assert first == second, path
+        assert (rest["id"], rest["model"], rest["usage"]) == (
+            rpc.id,
+            rpc.model,
+            {
+                "prompt_tokens": rpc.usage.prompt_tokens,
+                "total_tokens": rpc.usage.total_tokens,
+                "truncated": rpc.usage.truncated,
+            },
+        )
+        assert numbers_and_texts(rest["results"]) == numbers_and_texts(json_format.MessageToDict(rpc)["results"]), path
+
+
+def numbers_and_texts(value: Any) -> list[Any]:
+    """The leaves of an answer, whatever holds them; zeros and what is absent, which gRPC does not send, left out."""
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return sorted((leaf for part in parts for leaf in numbers_and_texts(part)), key=str)
+    return [value] if value else []
+
+
 WRONG: list[tuple[Message, str, dict[str, Any]]] = [
     (ClassifyText(), "classify", {"inputs": []}),
     (
@@ -128,6 +212,49 @@ WRONG: list[tuple[Message, str, dict[str, Any]]] = [
     ),
     (ClassifyText(model="nobody", inputs=["a"]), "classify", {"model": "nobody", "inputs": "a"}),
     (ClassifyText(model="smol", inputs=["a"]), "classify", {"model": "smol", "inputs": "a"}),
+    (ClassifyText(inputs=["a", ""]), "classify", {"inputs": ["a", ""]}),
+    (
+        ClassifyZeroShot(inputs=["a"], parameters=ZeroShot(candidate_labels=[])),
+        "zero-shot-classify",
+        {"inputs": "a", "parameters": {"candidate_labels": []}},
+    ),
+    (
+        ClassifyZeroShot(inputs=["a"], parameters=ZeroShot(candidate_labels=["x"], hypothesis_template="")),
+        "zero-shot-classify",
+        {"inputs": "a", "parameters": {"candidate_labels": ["x"], "hypothesis_template": ""}},
+    ),
+    (
+        ClassifyTokens(inputs=["a"], parameters=Tokens(stride=1)),
+        "token-classify",
+        {"inputs": "a", "parameters": {"stride": 1}},
+    ),
+    (FillMask(inputs=["a"], parameters=Masks(top_k=0)), "fill-mask", {"inputs": "a", "parameters": {"top_k": 0}}),
+    (
+        FillMask(inputs=["a"], parameters=Masks(targets=[""])),
+        "fill-mask",
+        {"inputs": "a", "parameters": {"targets": ""}},
+    ),
+    (AnswerQuestion(), "question-answering", {"inputs": []}),
+    (
+        AnswerQuestion(inputs=[Question(question="a")]),
+        "question-answering",
+        {"inputs": {"question": "a", "context": ""}},
+    ),
+    (
+        AnswerQuestion(
+            inputs=[Question(question="Where?", context="In Berkeley")], parameters=Reading(max_answer_len=0)
+        ),
+        "question-answering",
+        {"inputs": REST_QUESTION, "parameters": {"max_answer_len": 0}},
+    ),
+    (Rerank(documents=["a"]), "rerank", {"query": "", "documents": ["a"]}),
+    (Rerank(query="q"), "rerank", {"query": "q", "documents": []}),
+    (Rerank(query="q", documents=["a"], top_n=-1), "rerank", {"query": "q", "documents": ["a"], "top_n": -1}),
+    (
+        Inspect(inputs=["a"], parameters=Shown(top_k_edges=0)),
+        "attention",
+        {"inputs": "a", "parameters": {"top_k_edges": 0}},
+    ),
     (EmbedText(input=[Text(text="")]), "embeddings", {"input": ""}),
     (EmbedText(input=[Text(text="a")], dimensions=-1), "embeddings", {"input": "a", "dimensions": -1}),
     (Chat(messages=[]), "chat/completions", {"messages": []}),
@@ -170,6 +297,26 @@ async def test_only_grpc_can_leave_a_prompt_or_a_role_out(channel):
     with pytest.raises(JanusError) as error:
         await ask(channel, Chat(messages=HELLO, options=Options(temperature=float("nan"))))
     assert error.value.param == "temperature"
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        (
+            ClassifyText(inputs=["a"], parameters=encoder_pb2.ClassifyTextParameters(function_to_apply=9)),
+            "parameters.function_to_apply",
+        ),
+        (
+            ClassifyTokens(inputs=["a"], parameters=Tokens(aggregation_strategy=9, stride=1)),
+            "parameters.aggregation_strategy",
+        ),
+        (Inspect(inputs=["a"], parameters=Shown(reduce=9)), "parameters.reduce"),
+    ],
+)
+async def test_an_enum_that_nobody_knows(channel, request_, param):
+    with pytest.raises(JanusError) as error:
+        await ask(channel, request_)
+    assert (error.value.code, error.value.param) == ("invalid_request", param)
 
 
 async def test_a_workers_error_is_passed_on_whole(house, channel):

@@ -110,6 +110,7 @@ BAD_EMBEDDINGS: list[tuple[dict[str, Any], str]] = [
 BAD_CLASSIFICATIONS: list[tuple[dict[str, Any], str]] = [
     ({}, "inputs"),
     ({"inputs": []}, "inputs"),
+    ({"inputs": ""}, "inputs"),
     ({"inputs": [1]}, "inputs"),
     ({"inputs": {"text": "a"}}, "inputs"),
     ({"inputs": "a", "parameters": {"top_k": 0}}, "parameters.top_k"),
@@ -118,6 +119,108 @@ BAD_CLASSIFICATIONS: list[tuple[dict[str, Any], str]] = [
     ({"inputs": "a", "parameters": {"novel": 1}}, "parameters.novel"),
     ({"inputs": "a", "parameters": [1]}, "parameters"),
     ({"inputs": "a", "novel": 1}, "novel"),
+]
+
+
+LABELS = {"candidate_labels": ["x"]}
+BAD_ZERO_SHOTS: list[tuple[dict[str, Any], str]] = [
+    ({}, "inputs"),
+    ({"inputs": "a"}, "parameters"),
+    ({"inputs": "", "parameters": LABELS}, "inputs"),
+    ({"inputs": [], "parameters": LABELS}, "inputs"),
+    ({"inputs": "a", "parameters": {}}, "parameters.candidate_labels"),
+    ({"inputs": "a", "parameters": {"candidate_labels": []}}, "parameters.candidate_labels"),
+    ({"inputs": "a", "parameters": {"candidate_labels": " , "}}, "parameters.candidate_labels"),
+    ({"inputs": "a", "parameters": {"candidate_labels": ["x", ""]}}, "parameters.candidate_labels"),
+    ({"inputs": "a", "parameters": {"candidate_labels": [1]}}, "parameters.candidate_labels"),
+    ({"inputs": "a", "parameters": {"candidate_labels": {"x": 1}}}, "parameters.candidate_labels"),
+    ({"inputs": "a", "parameters": {**LABELS, "hypothesis_template": "no place"}}, "parameters.hypothesis_template"),
+    ({"inputs": "a", "parameters": {**LABELS, "hypothesis_template": 1}}, "parameters.hypothesis_template"),
+    ({"inputs": "a", "parameters": {**LABELS, "multi_label": "yes"}}, "parameters.multi_label"),
+    ({"inputs": "a", "parameters": {**LABELS, "novel": SECRET}}, "parameters.novel"),
+]
+
+BAD_TOKEN_CLASSIFICATIONS: list[tuple[dict[str, Any], str]] = [
+    ({}, "inputs"),
+    ({"inputs": ["a", ""]}, "inputs"),
+    ({"inputs": "a", "parameters": {"aggregation_strategy": SECRET}}, "parameters.aggregation_strategy"),
+    ({"inputs": "a", "parameters": {"aggregation_strategy": 1}}, "parameters.aggregation_strategy"),
+    ({"inputs": "a", "parameters": {"ignore_labels": "O"}}, "parameters.ignore_labels"),
+    ({"inputs": "a", "parameters": {"ignore_labels": ["O", 1]}}, "parameters.ignore_labels[1]"),
+    ({"inputs": "a", "parameters": {"stride": 5}}, "parameters.stride"),
+    ({"inputs": "a", "parameters": {"stride": 5, "aggregation_strategy": "none"}}, "parameters.stride"),
+    ({"inputs": "a", "parameters": {"stride": -1, "aggregation_strategy": "max"}}, "parameters.stride"),
+    ({"inputs": "a", "parameters": {"stride": 1.5, "aggregation_strategy": "max"}}, "parameters.stride"),
+    ({"inputs": "a", "parameters": {"stride": 2**31, "aggregation_strategy": "max"}}, "parameters.stride"),
+    ({"inputs": "a", "truncate": 1}, "truncate"),
+]
+
+BAD_MASKS: list[tuple[dict[str, Any], str]] = [
+    ({"inputs": {}}, "inputs"),
+    ({"inputs": "a", "parameters": {"top_k": 0}}, "parameters.top_k"),
+    ({"inputs": "a", "parameters": {"top_k": True}}, "parameters.top_k"),
+    ({"inputs": "a", "parameters": {"targets": []}}, "parameters.targets"),
+    ({"inputs": "a", "parameters": {"targets": ""}}, "parameters.targets"),
+    ({"inputs": "a", "parameters": {"targets": ["x", ""]}}, "parameters.targets"),
+    ({"inputs": "a", "parameters": {"targets": ["x", 1]}}, "parameters.targets"),
+    ({"inputs": "a", "parameters": {"targets": 1}}, "parameters.targets"),
+    ({"inputs": "a", "parameters": {"novel": 1}}, "parameters.novel"),
+]
+
+QUESTION = {"question": "Where?", "context": "In Berkeley"}
+BAD_QUESTIONS: list[tuple[dict[str, Any], str]] = [
+    ({}, "inputs"),
+    ({"inputs": SECRET}, "inputs"),
+    ({"inputs": []}, "inputs"),
+    ({"inputs": {}}, "inputs.question"),
+    ({"inputs": {"question": "a"}}, "inputs.context"),
+    ({"inputs": {**QUESTION, "question": ""}}, "inputs"),
+    ({"inputs": {**QUESTION, "context": ""}}, "inputs"),
+    ({"inputs": {**QUESTION, "context": [SECRET]}}, "inputs.context"),
+    ({"inputs": {**QUESTION, "novel": SECRET}}, "inputs.novel"),
+    ({"inputs": [SECRET]}, "inputs[0]"),
+    ({"inputs": [QUESTION, {"question": 1, "context": "b"}]}, "inputs[1].question"),
+    ({"inputs": [QUESTION, {"context": "b"}]}, "inputs[1].question"),
+    ({"inputs": QUESTION, "truncate": True}, "truncate"),
+    ({"inputs": QUESTION, "parameters": {"top_k": 0}}, "parameters.top_k"),
+    ({"inputs": QUESTION, "parameters": {"doc_stride": -1}}, "parameters.doc_stride"),
+    ({"inputs": QUESTION, "parameters": {"max_answer_len": 0}}, "parameters.max_answer_len"),
+    ({"inputs": QUESTION, "parameters": {"max_seq_len": 0}}, "parameters.max_seq_len"),
+    ({"inputs": QUESTION, "parameters": {"max_question_len": 0}}, "parameters.max_question_len"),
+    ({"inputs": QUESTION, "parameters": {"align_to_words": 1}}, "parameters.align_to_words"),
+    ({"inputs": QUESTION, "parameters": {"handle_impossible_answer": "no"}}, "parameters.handle_impossible_answer"),
+]
+
+BAD_RERANKINGS: list[tuple[dict[str, Any], str]] = [
+    ({}, "query"),
+    ({"query": "q"}, "documents"),
+    ({"query": "", "documents": ["a"]}, "query"),
+    ({"query": ["q"], "documents": ["a"]}, "query"),
+    ({"query": "q", "documents": []}, "documents"),
+    ({"query": "q", "documents": SECRET}, "documents"),
+    ({"query": "q", "documents": ["a", ""]}, "documents"),
+    ({"query": "q", "documents": ["a", 1]}, "documents[1]"),
+    ({"query": "q", "documents": [{}]}, "documents[0].text"),
+    ({"query": "q", "documents": [{"text": 1}]}, "documents[0].text"),
+    ({"query": "q", "documents": ["a", {"text": "b", "image": SECRET}]}, "documents[1].image"),
+    ({"query": "q", "documents": ["a"], "top_n": 0}, "top_n"),
+    ({"query": "q", "documents": ["a"], "top_n": "1"}, "top_n"),
+    ({"query": "q", "documents": ["a"], "return_documents": 1}, "return_documents"),
+    ({"query": "q", "documents": ["a"], "inputs": "a"}, "inputs"),
+]
+
+BAD_ATTENTIONS: list[tuple[dict[str, Any], str]] = [
+    ({}, "inputs"),
+    ({"inputs": "a", "parameters": {"layers": []}}, "parameters.layers"),
+    ({"inputs": "a", "parameters": {"layers": 1}}, "parameters.layers"),
+    ({"inputs": "a", "parameters": {"layers": [1, 2**31]}}, "parameters.layers[1]"),
+    ({"inputs": "a", "parameters": {"layers": [-(2**31) - 1]}}, "parameters.layers[0]"),
+    ({"inputs": "a", "parameters": {"layers": [1.0]}}, "parameters.layers[0]"),
+    ({"inputs": "a", "parameters": {"layers": [True]}}, "parameters.layers[0]"),
+    ({"inputs": "a", "parameters": {"heads": ["1"]}}, "parameters.heads[0]"),
+    ({"inputs": "a", "parameters": {"heads": []}}, "parameters.heads"),
+    ({"inputs": "a", "parameters": {"reduce": "max"}}, "parameters.reduce"),
+    ({"inputs": "a", "parameters": {"top_k_edges": 0}}, "parameters.top_k_edges"),
 ]
 
 
@@ -143,6 +246,12 @@ async def refuse(house: House):
         ("/v1/completions", BAD_COMPLETIONS),
         ("/v1/embeddings", BAD_EMBEDDINGS),
         ("/v1/classify", BAD_CLASSIFICATIONS),
+        ("/v1/zero-shot-classify", BAD_ZERO_SHOTS),
+        ("/v1/token-classify", BAD_TOKEN_CLASSIFICATIONS),
+        ("/v1/fill-mask", BAD_MASKS),
+        ("/v1/question-answering", BAD_QUESTIONS),
+        ("/v1/rerank", BAD_RERANKINGS),
+        ("/v1/attention", BAD_ATTENTIONS),
     ],
 )
 async def test_what_is_wrong_is_named(house, refuse, path, cases):
