@@ -3,6 +3,7 @@
 Names are the protos' names, so `param` is right on both transports; what a value may be stands in `validation`.
 """
 
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -42,14 +43,14 @@ Labels = Annotated[list[str], *checked(_labels, _TEXT_OR_TEXTS)]
 Targets = Annotated[list[str], *checked(_targets, _TEXT_OR_TEXTS)]
 
 
-class TaskBody(Body):
+class TaskBody(Body, ABC):
     """What the bodies of all tasks share."""
 
     model: ModelId | None = None
 
+    @abstractmethod
     def request(self) -> TaskRequest:
         """The message that this body is."""
-        raise NotImplementedError
 
     def spelled(self, param: str | None) -> str | None:
         """A field's name as this body has it."""
