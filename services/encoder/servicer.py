@@ -15,16 +15,20 @@ from services.common.worker_server import Door
 from services.encoder.batcher import Result
 from services.encoder.tasks.classify import ClassifyText
 from services.encoder.tasks.embed import EmbedText
+from services.encoder.tasks.fill_mask import FillMask
 from services.encoder.tasks.inputs import EncodedInputs
 from services.encoder.tasks.rerank import RerankTexts
 from services.encoder.tasks.task import Task
+from services.encoder.tasks.tokens import ClassifyTokens
 from services.encoder.tasks.zero_shot import ClassifyZeroShot
 from services.encoder.worker import EncoderWorker
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _CLASSIFY = ClassifyText()
+_CLASSIFY_TOKENS = ClassifyTokens()
 _CLASSIFY_ZERO_SHOT = ClassifyZeroShot()
 _EMBED = EmbedText()
+_FILL_MASK = FillMask()
 _RERANK = RerankTexts()
 
 
@@ -73,6 +77,14 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self, request: encoder_pb2.ClassifyZeroShotRequest, context: Context
     ) -> encoder_pb2.ClassifyZeroShotResponse:
         return await self._answer(_CLASSIFY_ZERO_SHOT, request, context)
+
+    async def ClassifyTokens(
+        self, request: encoder_pb2.ClassifyTokensRequest, context: Context
+    ) -> encoder_pb2.ClassifyTokensResponse:
+        return await self._answer(_CLASSIFY_TOKENS, request, context)
+
+    async def FillMask(self, request: encoder_pb2.FillMaskRequest, context: Context) -> encoder_pb2.FillMaskResponse:
+        return await self._answer(_FILL_MASK, request, context)
 
     async def EmbedText(self, request: encoder_pb2.EmbedTextRequest, context: Context) -> encoder_pb2.EmbedTextResponse:
         return await self._answer(_EMBED, request, context)
