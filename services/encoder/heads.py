@@ -19,6 +19,7 @@ from model.heads import (
 from model.tokenizer import Tokenizer
 from services.encoder.tasks.labels import Labels
 from services.encoder.tasks.pooling import DenseLayer, UnknownPooling, VectorLayers
+from services.encoder.tasks.rerank import score_function
 from services.encoder.tasks.task import Head
 
 
@@ -30,7 +31,7 @@ def own_heads(checkpoint: Checkpoint, model: EncoderModel, tokenizer: Tokenizer)
     heads = {"embeddings": _vectors(checkpoint, model, tokenizer)}
     match model.head:
         case SequenceClassifier():
-            heads |= _sequence_tasks(model.head, _labels(checkpoint.config, model))
+            heads |= _sequence_tasks(checkpoint, model.head, _labels(checkpoint.config, model))
         case TokenClassifier():
             heads["token-classify"] = Head(model.head, labels=_labels(checkpoint.config, model))
         case MaskedLanguageModel() if tokenizer.mask_token is not None:
@@ -58,12 +59,13 @@ def _vectors(checkpoint: Checkpoint, model: EncoderModel, tokenizer: Tokenizer) 
     return Head(module, width=width)
 
 
-def _sequence_tasks(module: SequenceClassifier, labels: Labels) -> dict[str, Head]:
+def _sequence_tasks(checkpoint: Checkpoint, module: SequenceClassifier, labels: Labels) -> dict[str, Head]:
     """A classifier's scores rank documents where there is one, and judge any label where one says "entailment"."""
     head = Head(module, labels=labels)
     tasks = {"classify": head}
     if len(labels.names) == 1:
-        tasks["rerank"] = head
+        function = score_function(checkpoint.path, checkpoint.config)
+        tasks["rerank"] = Head(module, labels=Labels(labels.names, function))
     if labels.entailment is not None:
         tasks["zero-shot-classify"] = head
     return tasks

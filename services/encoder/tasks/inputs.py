@@ -183,9 +183,15 @@ def _fit(
         kept = one
         if len(one) > encoder.max_input_tokens and cut is not None:
             kept, is_truncated = cut(index), True
-        if len(kept) > encoder.max_input_tokens:
+        if len(kept) > encoder.max_input_tokens or (kept is not one and _is_bare(kept)):
             raise ContextLengthExceeded(
                 f"'{names[index]}' has {len(one)} tokens, the model takes {encoder.max_input_tokens}.", param=param
             )
         fitting.append(kept)
     return Encoded(fitting, is_truncated)
+
+
+def _is_bare(encoding: Encoding) -> bool:
+    """Whether cutting left nothing of the text itself, or of the first of two."""
+    places = zip(encoding.special_mask, encoding.text_numbers, strict=True)
+    return all(is_special or number == 1 for is_special, number in places)

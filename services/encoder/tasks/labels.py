@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 Function: TypeAlias = Literal["none", "sigmoid", "softmax"]
@@ -15,10 +15,14 @@ class UnknownLabels(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """A head's labels in order, and what is applied to its scores when a request does not say."""
+    """A head's labels in order, and what is applied to its scores when a request does not say.
+
+    `entailment` is the label of a natural language inference model that says "this follows"; None for other models.
+    """
 
     names: tuple[str, ...]
     function: Function
+    entailment: int | None = None
 
     @classmethod
     def of_checkpoint(cls, config: Mapping[str, Any], num_labels: int) -> "Labels":
@@ -36,7 +40,7 @@ class Labels:
         names = [named[number] for number in numbers]
         if not all(isinstance(name, str) for name in names):
             raise UnknownLabels("config.json: id2label has a name that is no text")
-        return cls.of(names, problem_type)
+        return replace(cls.of(names, problem_type), entailment=_entailment(names, config.get("label2id")))
 
     @classmethod
     def of(cls, names: Sequence[str], problem_type: str | None) -> "Labels":
@@ -49,16 +53,19 @@ class Labels:
             function = "softmax"
         return cls(tuple(names), function)
 
-    @property
-    def entailment(self) -> int | None:
-        """The label of a natural language inference model that says "this follows"; None for other models."""
-        found = [number for number, name in enumerate(self.names) if name.lower().startswith("entail")]
-        return found[0] if found and len(self.names) > 1 else None
-
     def ranked(self, logits: Sequence[float], function: Function | None = None) -> list[tuple[str, float]]:
         """(label, score), best first; equal scores in the head's order."""
         scores = _FUNCTIONS[function or self.function](logits)
         return sorted(zip(self.names, scores, strict=True), key=lambda pair: -pair[1])
+
+
+def _entailment(names: Sequence[str], numbers: Any) -> int | None:
+    """The first label that begins so: by label2id, which has an order of its own, else by the labels themselves."""
+    told = numbers if isinstance(numbers, Mapping) else {}
+    for name, number in [*told.items(), *zip(names, range(len(names)), strict=True)]:
+        if len(names) > 1 and name.lower().startswith("entail") and number in range(len(names)):
+            return int(number)
+    return None
 
 
 def softmax(logits: Sequence[float]) -> list[float]:

@@ -3,13 +3,37 @@
 Source: Nogueira and Cho, "Passage re-ranking with BERT", 2019; scores are those of sentence-transformers' CrossEncoder.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from janus.v1 import encoder_pb2
 from services.common.errors import InvalidRequest
 from services.encoder.tasks.inputs import EncodedInputs, TextEncoder, encode_pairs, require_texts
+from services.encoder.tasks.labels import Function, UnknownLabels
 from services.encoder.tasks.task import Head
+
+_FUNCTIONS: dict[str, Function] = {"Identity": "none", "Sigmoid": "sigmoid"}
+
+
+def score_function(folder: Path, config: Mapping[str, Any]) -> Function:
+    """What becomes of a score: what the newest of sentence-transformers' places names, else a sigmoid.
+
+    Raises: UnknownLabels for another function, or a file that can't be read.
+    """
+    path = folder / "config_sentence_transformers.json"
+    try:
+        newest = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        newer = config.get("sentence_transformers") or {}
+        oldest = config.get("sbert_ce_default_activation_function")
+        name = newest.get("activation_fn") or newer.get("activation_fn") or oldest or "torch.nn.Sigmoid"
+        package, _, kind = name.rpartition(".")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise UnknownLabels(f"{folder}: what becomes of its scores can't be read: {error!r}") from error
+    if not f"{package}.".startswith("torch.") or kind not in _FUNCTIONS:
+        raise UnknownLabels(f"{folder}: the activation {name} is not served")
+    return _FUNCTIONS[kind]
 
 
 class RerankTexts:

@@ -48,10 +48,11 @@ class ClassifyZeroShot:
         results = []
         for of_labels in outputs:
             scores = _scores([logits.tolist() for logits in of_labels], head.labels, parameters.multi_label)
-            ranked = sorted(zip(parameters.candidate_labels, scores, strict=True), key=lambda pair: -pair[1])
+            # Equal scores come out last first, as the reference has them.
+            ranked = sorted(zip(scores, parameters.candidate_labels, strict=True), key=lambda pair: pair[0])[::-1]
             results.append(
                 encoder_pb2.TextClassification(
-                    labels=[encoder_pb2.LabelScore(label=label, score=score) for label, score in ranked]
+                    labels=[encoder_pb2.LabelScore(label=label, score=score) for score, label in ranked]
                 )
             )
         return encoder_pb2.ClassifyZeroShotResponse(results=results)

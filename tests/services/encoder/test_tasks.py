@@ -102,6 +102,7 @@ class Words:
     def __init__(self, num_words: int) -> None:
         self.ids = [1] * num_words
         self.type_ids = [0] * num_words
+        self.special_mask = self.text_numbers = [0] * num_words
 
     def __len__(self) -> int:
         return len(self.ids)
