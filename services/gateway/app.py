@@ -6,7 +6,7 @@ from starlette.middleware import Middleware
 from services.common.metrics import VERSION, GatewayMetrics
 from services.common.settings import GatewaySettings
 from services.gateway.operations import Operations
-from services.gateway.rest import huggingface, models, openai, probes, tasks
+from services.gateway.rest import huggingface, models, openai, probes, tasks, tokenizer
 from services.gateway.rest.errors import add_error_rendering
 from services.gateway.rest.middleware import RequestMiddleware
 from services.gateway.rest.openapi import DESCRIPTION, add_openapi
@@ -34,7 +34,7 @@ def create_app(
     app.state.stream_limits = StreamLimits(
         settings.stream_buffer_events, settings.stream_stall_seconds, settings.ping_interval_seconds
     )
-    for part in (openai, models, tasks, huggingface, probes):
+    for part in (openai, models, tasks, tokenizer, huggingface, probes):
         app.include_router(part.router)
     add_error_rendering(app)
     add_openapi(app)
