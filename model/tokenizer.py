@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Literal
 
@@ -59,7 +60,11 @@ class Encoding:
     @property
     def text_numbers(self) -> list[int | None]:
         """0 for a token of the first text, 1 of the second, None for one that the tokenizer added."""
-        return self.backend.sequence_ids
+        if not self.parts:
+            return self.backend.sequence_ids
+        # Each part was a first text when it was encoded, and what it says of that is kept beside what it became.
+        numbers = chain.from_iterable(repeat(number, len(part)) for number, part in enumerate(self.parts))
+        return [None if is_special else next(numbers) for is_special in self.special_mask]
 
     @property
     def word_numbers(self) -> list[int | None]:

@@ -104,6 +104,35 @@ def test_offsets_of_texts_that_were_cut(text: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("max_tokens", [10, 60])
+def test_which_text_a_token_is_of(max_tokens: int) -> None:
+    """Put together of two texts that were encoded apart, cut or not; the library's own are made in one piece."""
+    library = tokenizers.Tokenizer.from_str(OURS.backend.to_str())
+    question, text = "a question, [CLS] it", "the [SEP] text that answers it"
+    library.enable_truncation(max_tokens, strategy="longest_first")
+    theirs = library.encode(question, text)
+    ours = OURS.encode_within(max_tokens, question, text)
+    assert (ours.text_numbers, ours.offsets) == (theirs.sequence_ids, theirs.offsets)
+    library.enable_truncation(max_tokens + 3, strategy="only_second", stride=1)
+    theirs = library.encode(question, text)
+    windows = OURS.encode_windows(text, before=question, max_tokens=max_tokens + 3, stride=1)
+    assert [(one.ids, one.text_numbers, one.offsets) for one in windows] == [
+        (one.ids, one.sequence_ids, one.offsets) for one in [theirs, *theirs.overflowing]
+    ]
+
+
+@pytest.mark.parametrize("max_before_tokens", [1, 2, 3, 5, 20])
+def test_windows_after_a_text_that_is_cut(max_before_tokens: int) -> None:
+    words = [f"{word}ing" for word in "walk talk read sing jump".split()]
+    kept = " ".join(words[:max_before_tokens])
+    windows = OURS.encode_windows(
+        "word " * 30, before=" ".join(words), max_before_tokens=max_before_tokens, max_tokens=20, stride=2
+    )
+    wanted = OURS.encode_windows("word " * 30, before=kept, max_tokens=20, stride=2)
+    assert len(OURS.encode(kept)) == 2 + min(max_before_tokens, 5)
+    assert [(one.ids, one.text_numbers) for one in windows] == [(one.ids, one.text_numbers) for one in wanted]
+
+
 def test_tokens_and_ids() -> None:
     assert OURS.vocabulary_size == 30522
     assert OURS.token_to_id("[CLS]") == 101
