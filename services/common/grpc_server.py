@@ -79,14 +79,20 @@ class GrpcServer:
 
 
 async def start_server(
-    services: Sequence[Service], *, host: str, port: int, setting: str, metrics: ServiceMetrics
+    services: Sequence[Service],
+    *,
+    host: str,
+    port: int,
+    setting: str,
+    metrics: ServiceMetrics,
+    is_inner: bool = False,
 ) -> GrpcServer:
-    """Open the port and answer; health says NOT_SERVING until told otherwise.
+    """Open the port and answer; health says NOT_SERVING until told otherwise. An inner server logs less.
 
     Raises: PortTaken, with `setting`, the variable that the port came from.
     """
     open_socket(host, port, setting).close()  # gRPC's own refusal has no reason
-    server = grpc.aio.server(interceptors=[RpcInterceptor(metrics)], options=OPTIONS)
+    server = grpc.aio.server(interceptors=[RpcInterceptor(metrics, is_inner=is_inner)], options=OPTIONS)
     for service in services:
         service.register(service.servicer, server)
     names = [service.descriptor.full_name for service in services]

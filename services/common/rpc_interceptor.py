@@ -5,6 +5,7 @@ caller learns only that it happened. A client that goes away is neither.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -48,10 +49,15 @@ _UNREADABLE: Final = object()
 
 
 class RpcInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every method but those of health and reflection."""
+    """Wraps every method but those of health and reflection.
 
-    def __init__(self, metrics: ServiceMetrics) -> None:
+    An inner server, which only a gateway asks, tells of what went well in its debug log alone: the gateway has written
+    the request's line.
+    """
+
+    def __init__(self, metrics: ServiceMetrics, *, is_inner: bool = False) -> None:
         self._metrics = metrics
+        self._ok_level = logging.DEBUG if is_inner else logging.INFO
 
     async def intercept_service(
         self,
@@ -77,7 +83,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
 
     def _answering(self, method: str, answer: Any, readable: Callable[[Any], Any]) -> Any:
         async def answer_one(request: Any, context: Context) -> Any:
-            rpc = _Rpc(method, context, self._metrics)
+            rpc = _Rpc(method, context, self._metrics, self._ok_level)
             try:
                 response = await answer(readable(request), context)
             except BaseException as error:
@@ -89,7 +95,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
 
     def _streaming(self, method: str, answers: Any, readable: Callable[[Any], Any]) -> Any:
         async def answer_many(request: Any, context: Context) -> AsyncIterator[Any]:
-            rpc = _Rpc(method, context, self._metrics)
+            rpc = _Rpc(method, context, self._metrics, self._ok_level)
             try:
                 async with aclosing(answers(readable(request), context)) as responses:
                     async for response in responses:
@@ -105,8 +111,9 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
 class _Rpc:
     """One rpc from its first line to its last."""
 
-    def __init__(self, method: str, context: Context, metrics: ServiceMetrics) -> None:
+    def __init__(self, method: str, context: Context, metrics: ServiceMetrics, ok_level: int) -> None:
         self.stage = "waiting"
+        self._ok_level = ok_level
         self._started = time.perf_counter()
         self._method = method.rpartition("/")[2]
         self._context = context
@@ -145,7 +152,8 @@ class _Rpc:
             seconds=seconds,
         )
         said = {name: value for name, value in fields.items() if value is not None}
-        _log.info("rpc", method=self._method, code=code, duration_ms=round(seconds * 1000, 2), **said)
+        level = self._ok_level if code == "ok" else logging.INFO
+        _log.log(level, "rpc", method=self._method, code=code, duration_ms=round(seconds * 1000, 2), **said)
 
 
 def _reading(read: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:

@@ -85,6 +85,7 @@ async def serve_worker(
             port=settings.grpc_port,
             setting=setting_of(settings, "grpc_port"),
             metrics=metrics,
+            is_inner=True,
         )
         await _work(settings, drain, door, grpc, load)
     finally:

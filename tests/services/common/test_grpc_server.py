@@ -197,6 +197,26 @@ async def test_a_deadline_that_passes_is_counted_as_one(rig: Rig) -> None:
     assert rig.count("cancellations_total", stage="waiting") == 0
 
 
+async def test_an_inner_server_leaves_the_line_of_what_went_well_to_its_gateway() -> None:
+    encoder, metrics = Encoder(), ServiceMetrics()
+    services = services_of(encoder, Decoder())
+    server = await start_server(services, host=HOST, port=0, setting="test", metrics=metrics, is_inner=True)
+    with capture_logs() as logs:
+        async with grpc.aio.insecure_channel(f"{HOST}:{server.port}") as channel:
+            stub = encoder_pb2_grpc.EncoderServiceStub(channel)
+            await stub.ClassifyText(encoder_pb2.ClassifyTextRequest())
+            encoder.answer = refuse
+            with pytest.raises(grpc.aio.AioRpcError):
+                await stub.ClassifyText(encoder_pb2.ClassifyTextRequest())
+    await server.drain(0)
+    told = [(line["code"], line["log_level"]) for line in logs if line["event"] == "rpc"]
+    assert told == [("ok", "debug"), ("queue_full", "info")]
+
+
+def refuse() -> None:
+    raise QueueFull("There is no room.")
+
+
 async def test_one_line_a_request_with_the_callers_id_and_the_served_model(rig: Rig) -> None:
     with capture_logs() as logs:
         request = encoder_pb2.ClassifyTextRequest(model="asked", inputs=["a private text"])
