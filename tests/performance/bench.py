@@ -4,13 +4,9 @@ Peer: transformers, eager, the same weights, the same dtype, the same threads. E
 median of the rounds, a ratio the median of the rounds' ratios with its range.
 """
 
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ import torch
 
 from model.checkpoints.registry import load, open_checkpoint
 from model.metadata import AttentionMetadata
+from tests.performance.report import Row, append, table
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / ".weights"
@@ -31,23 +28,12 @@ BLOCK_SIZE = 16
 
 
 def main() -> None:
-    lines = [*_decoder(torch.bfloat16), *_encoder(torch.bfloat16)]
-    report = [
-        "",
-        f"## {date.today()} · {_commit()} · {platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads",
-        "",
-        "| what | Janus | transformers | ratio (range) |",
-        "|---|---|---|---|",
-        *lines,
-    ]
-    print("\n".join(report))
-    with (ROOT / "tests/performance/RESULTS.md").open("a", encoding="utf-8") as results:
-        results.write("\n".join(report) + "\n")
+    rows = [*_decoder(torch.bfloat16), *_encoder(torch.bfloat16)]
+    append(table(("what", "Janus", "transformers", "ratio (range)"), rows))
 
 
 @torch.inference_mode()
-def _decoder(dtype: torch.dtype) -> list[str]:
+def _decoder(dtype: torch.dtype) -> list[Row]:
     """Tokens a second of steps with one new token a sequence, after a prompt."""
     from transformers import AutoModelForCausalLM, DynamicCache
 
@@ -94,7 +80,7 @@ def _decoder(dtype: torch.dtype) -> list[str]:
 
 
 @torch.inference_mode()
-def _encoder(dtype: torch.dtype) -> list[str]:
+def _encoder(dtype: torch.dtype) -> list[Row]:
     """Sentences a second of 64 texts of mixed lengths; the peer pads them to the longest."""
     from transformers import AutoModel
 
@@ -119,18 +105,13 @@ def _encoder(dtype: torch.dtype) -> list[str]:
     return [_compared("all-MiniLM-L6-v2 bf16, 64 texts of 8-97 tokens, sentences/s", run_ours, run_theirs)]
 
 
-def _compared(what: str, ours: Callable[[], float], theirs: Callable[[], float]) -> str:
+def _compared(what: str, ours: Callable[[], float], theirs: Callable[[], float]) -> Row:
     ours(), theirs()  # the first run of each warms up
     rounds = [(ours(), theirs()) for _ in range(NUM_ROUNDS)]
     ratios = sorted(a / b for a, b in rounds)
     figures = [statistics.median(column) for column in zip(*rounds, strict=True)]
     spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
-    return f"| {what} | {figures[0]:.0f} | {figures[1]:.0f} | {spread} |"
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return what, f"{figures[0]:.0f}", f"{figures[1]:.0f}", spread
 
 
 if __name__ == "__main__":
