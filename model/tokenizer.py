@@ -156,8 +156,8 @@ class Tokenizer:
         max_tokens: int,
         stride: int,
     ) -> list[Encoding]:
-        """A text in inputs of at most `max_tokens` that overlap by `stride` tokens, each after the whole of `before`, or
-        after its first `max_before_tokens`.
+        """A text in inputs of at most `max_tokens` that overlap by `stride` tokens, each after the whole of `before` or
+        its first `max_before_tokens`.
 
         Offsets are of the whole text. `max_tokens` must leave more room than `stride` beside `before` and the special
         tokens.
