@@ -5,7 +5,7 @@ On disk an adapter is a folder: `adapter.json` says what it is, `adapter.safeten
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,21 +14,31 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from model.embeddings import Embedding
 from model.encoder import EncoderModel
 from model.errors import CheckpointError
-from model.heads import SequenceClassifier
+from model.heads import MaskedLanguageModel, SequenceClassifier, SpanExtractor
 from model.linear import Linear, LowRankAdapters
+from model.normalization import LayerNorm
+
+# What an adapter's description says when it names no task.
+_FIRST_TASK = "classify"
+_TIED = "decoder.weight"
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One task's change of an encoder. Shape of the factors: down `[R, I]`, up `[O, R]`, by path of the Linear."""
+    """One task's change of an encoder. Shape of the factors: down `[R, I]`, up `[O, R]`, by path of the Linear.
+
+    Labels are a classifier's. The head has no table of tokens: what scores them is the encoder's own.
+    """
 
     name: str
     labels: tuple[str, ...]
     down: Mapping[str, Tensor]
     up: Mapping[str, Tensor]
     head: Mapping[str, Tensor]
+    task: str = _FIRST_TASK
 
     @classmethod
     def load(cls, folder: Path) -> "Adapter":
@@ -36,8 +46,9 @@ class Adapter:
         try:
             description = json.loads((folder / "adapter.json").read_text("utf-8"))
             tensors = load_file(folder / "adapter.safetensors")
-            name, labels = description["name"], tuple(description["labels"])
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            name, task = description["name"], description.get("task", _FIRST_TASK)
+            labels = tuple(description["labels"] if task == _FIRST_TASK else description.get("labels", ()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise CheckpointError(f"{folder}: not an adapter: {error}") from error
 
         def ending(suffix: str) -> dict[str, Tensor]:
@@ -47,11 +58,11 @@ class Adapter:
         down, up = ending(".down"), ending(".up")
         if down.keys() != up.keys():
             raise CheckpointError(f"{folder}: factors without their counterpart: {sorted(down.keys() ^ up.keys())}")
-        return cls(name, labels, down, up, head)
+        return cls(name, labels, down, up, head, task)
 
     def save(self, folder: Path, *, dtype: torch.dtype = torch.bfloat16) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        description = {"name": self.name, "labels": list(self.labels)}
+        description = {"name": self.name, "task": self.task, "labels": list(self.labels)}
         (folder / "adapter.json").write_text(json.dumps(description, indent=2) + "\n", "utf-8")
         tensors = {f"{path}.down": tensor for path, tensor in self.down.items()}
         tensors |= {f"{path}.up": tensor for path, tensor in self.up.items()}
@@ -61,19 +72,29 @@ class Adapter:
         )
 
 
-def attach(model: EncoderModel, adapters: Sequence[Adapter]) -> list[SequenceClassifier]:
+def attach(model: EncoderModel, adapters: Sequence[Adapter]) -> list[nn.Module]:
     """Gives an encoder its adapters, numbered from 1 in this order, and returns their heads.
 
-    Mutates: `model`. Raises: CheckpointError for an adapter of another model.
+    Mutates: `model`. Raises: CheckpointError for an adapter of another model, or of a task that adapters don't have.
     """
-    linears = {path: module for path, module in model.encoder.named_modules() if isinstance(module, Linear)}
+    give_factors(model.encoder, adapters)
+    return [_head(model, adapter) for adapter in adapters]
+
+
+def give_factors(body: nn.Module, adapters: Sequence[Adapter]) -> None:
+    """Mutates: the Linears of an encoder or decoder. Raises: CheckpointError for an adapter of another model."""
+    linears = linears_of(body)
     for adapter in adapters:
         if unknown := sorted(adapter.down.keys() - linears.keys()):
             raise CheckpointError(f"adapter {adapter.name!r} is for another model: there is no {unknown[0]}")
     for path, module in linears.items():
         if any(path in adapter.down for adapter in adapters):
             module.adapters = _stack(path, module, adapters)
-    return [_head(model, adapter) for adapter in adapters]
+
+
+def linears_of(body: nn.Module) -> dict[str, Linear]:
+    """The products of an encoder or decoder that an adapter may change, by their paths."""
+    return {path: module for path, module in body.named_modules() if isinstance(module, Linear)}
 
 
 def _stack(path: str, module: Linear, adapters: Sequence[Adapter]) -> LowRankAdapters:
@@ -93,43 +114,83 @@ def _stack(path: str, module: Linear, adapters: Sequence[Adapter]) -> LowRankAda
     return LowRankAdapters(down_ARI, up_AOR)
 
 
-def _head(model: EncoderModel, adapter: Adapter) -> SequenceClassifier:
+def _head(model: EncoderModel, adapter: Adapter) -> nn.Module:
     weight = next(model.parameters())
-    head = SequenceClassifier(model.config.width, len(adapter.labels)).to(weight.device, weight.dtype)
-    try:
-        head.load_state_dict(dict(adapter.head))
-    except RuntimeError as error:
-        raise CheckpointError(f"adapter {adapter.name!r} has a head of another shape: {error}") from error
+    head = empty_head(model, adapter.task, adapter.labels, name=adapter.name).to(weight.device, weight.dtype)
+    # The token table is the encoder's: it is neither read from the adapter nor written.
+    shapes = {name: tensor.shape for name, tensor in head.state_dict().items() if name != _TIED}
+    found = {name: tensor.shape for name, tensor in adapter.head.items()}
+    if found != shapes:
+        wrong = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+        raise CheckpointError(f"adapter {adapter.name!r} has a head of another shape: {', '.join(wrong)}")
+    head.load_state_dict(dict(adapter.head), strict=False)
     return head.eval().requires_grad_(False)
 
 
-def blank(name: str, labels: Sequence[str], model: EncoderModel, *, rank: int, seed: int) -> Adapter:
-    """An adapter that changes nothing yet: random `down`, zero `up`, a small random head. Float32."""
-    generator = torch.Generator().manual_seed(seed)
+def empty_head(model: EncoderModel, task: str, labels: Sequence[str], *, name: str) -> nn.Module:
+    """A task's head over an encoder, with no values in it but the encoder's own.
+
+    Raises: CheckpointError for a task that adapters don't have.
+    """
     width = model.config.width
+    match task:
+        case "classify":
+            return SequenceClassifier(width, len(labels))
+        case "fill-mask":
+            tokens = model.encoder.embeddings.tokens
+            assert isinstance(tokens, Embedding)
+            return MaskedLanguageModel(width, "gelu", LayerNorm(tokens.weight.shape[1], 1e-12), tokens)
+        case "question-answering":
+            return SpanExtractor(width)
+    known = "classify, fill-mask, question-answering"
+    raise CheckpointError(f"adapter {name!r} is for the task {task!r}; adapters are for {known}")
+
+
+def blank(
+    name: str,
+    labels: Sequence[str],
+    model: EncoderModel,
+    *,
+    rank: int,
+    seed: int,
+    task: str = _FIRST_TASK,
+    paths: Collection[str] | None = None,
+) -> Adapter:
+    """An adapter that changes nothing yet: random `down`, zero `up`, a small random head. Float32.
+
+    `paths` are the Linears that it may change; all, unless they are named.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    down, up = blank_factors(model.encoder, rank, generator, paths)
+    head = {}
+    for path, tensor in empty_head(model, task, labels, name=name).state_dict().items():
+        if tensor.dim() == 2 and path != _TIED:
+            head[path] = torch.randn(tensor.shape, generator=generator) * tensor.shape[1] ** -0.5
+        elif path != _TIED:
+            head[path] = torch.ones(tensor.shape) if path == "norm.weight" else torch.zeros(tensor.shape)
+    return Adapter(name, tuple(labels), down, up, head, task)
+
+
+def blank_factors(
+    body: nn.Module, rank: int, generator: torch.Generator, paths: Collection[str] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Random `down` and zero `up` for the Linears of an encoder or decoder: all, or those that are named."""
     down, up = {}, {}
-    for path, module in model.encoder.named_modules():
-        if isinstance(module, Linear):
+    for path, module in linears_of(body).items():
+        if paths is None or path in paths:
             out_width, in_width = module.weight.shape
             down[path] = torch.randn(rank, in_width, generator=generator) * in_width**-0.5
             up[path] = torch.zeros(out_width, rank)
-
-    def head_weight(rows: int) -> Tensor:
-        return torch.randn(rows, width, generator=generator) * width**-0.5
-
-    head = {
-        "pooler.weight": head_weight(width),
-        "pooler.bias": torch.zeros(width),
-        "classifier.weight": head_weight(len(labels)),
-        "classifier.bias": torch.zeros(len(labels)),
-    }
-    return Adapter(name, tuple(labels), down, up, head)
+    return down, up
 
 
-def detach(name: str, labels: Sequence[str], model: EncoderModel, head: nn.Module) -> Adapter:
+def detach(
+    name: str, labels: Sequence[str], model: EncoderModel, head: nn.Module, *, task: str = _FIRST_TASK
+) -> Adapter:
     """The one adapter that a model carries, as trained."""
     down, up = {}, {}
-    for path, module in model.encoder.named_modules():
-        if isinstance(module, Linear) and module.adapters is not None:
+    for path, module in linears_of(model.encoder).items():
+        if module.adapters is not None:
             down[path], up[path] = module.adapters.down[0], module.adapters.up[0]
-    return Adapter(name, tuple(labels), down, up, head.state_dict())
+    own = {path: tensor for path, tensor in head.state_dict().items() if path != _TIED}
+    return Adapter(name, tuple(labels), down, up, own, task)

@@ -1,60 +1,113 @@
-"""Training: a falling loss on a small set, the same result from the same seed, an honest split."""
+"""The loop: a run that was cut goes on bit for bit, the best weights are kept, the rate takes its course."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import small_models
+import pytest
 import torch
+import training_house
 
-from model.adapters import Adapter
-from model.checkpoints.registry import load, open_checkpoint
-from model.encoder import EncoderModel
-from model.training.recipe import Recipe
-from model.training.sentiment_data import RatedSentence, split
-from model.training.trainer import accuracy, train_classifier
+from model.checkpoints.registry import open_checkpoint
+from model.training.__main__ import split
+from model.training.batches import cut
+from model.training.classification import Classification, ClassificationOptions, Sentence
+from model.training.recipe import Optimization, Validation
+from model.training.trainer import Trainer, course
 
-RECIPES = Path(__file__).parents[3] / "model/training/recipes"
+SETTINGS: dict[str, Any] = {"num_epochs": 2, "dropout": 0.1, "num_accumulated": 2, "layer_decay": 0.9}
 
 
-def sentences(count: int, seed: int) -> list[RatedSentence]:
-    """Words 10 to 14 are bad, 15 to 19 good; the rest of the sentence says nothing."""
+def sentences(count: int, seed: int) -> list[Sentence]:
     generator = torch.Generator().manual_seed(seed)
     made = []
     for _ in range(count):
-        filler = torch.randint(90, 96, (3,), generator=generator)
+        filler = torch.randint(20, 90, (int(torch.randint(2, 6, (1,), generator=generator)),), generator=generator)
         word = int(torch.randint(10, 20, (1,), generator=generator))
-        made.append(RatedSentence("made", 2.0 if word >= 15 else -2.0, [0, word, *filler.tolist()]))
+        made.append(Sentence([1, word, *filler.tolist(), 2], (1.0, 0.0) if word < 15 else (0.0, 1.0)))
     return made
 
 
-def trained(folder: Path, **changes: object) -> tuple[EncoderModel, Adapter, torch.nn.Module, list[float]]:
-    small_models.save(small_models.bert(), folder)
-    model = load(open_checkpoint(folder), device=torch.device("cpu"), dtype=torch.float32)
-    assert isinstance(model, EncoderModel)
-    recipe = Recipe.read(RECIPES / "sentiment.toml")
-    settings = {name: getattr(recipe, name) for name in Recipe.__slots__}
-    recipe = Recipe(**{**settings, "rank": 8, "num_epochs": 12, "batch_tokens": 128, "dropout": 0.0, **changes})
-    adapter, head, losses = train_classifier(model, recipe, sentences(300, 1))
-    return model, adapter, head, losses
+def trainer(folder: Path, validation: Validation | None = None, **changes: Any) -> Trainer[Any]:
+    model = training_house.small(folder / "model")
+    options = ClassificationOptions(labels=("bad", "good"), max_input_tokens=64, hidden_ratio=0.1)
+    objective = Classification(options, open_checkpoint(folder / "model").tokenizer(), batch_tokens=512)
+    recipe = training_house.recipe("classification", folder, validation=validation, **{**SETTINGS, **changes})
+    return training_house.trainer(model, objective, recipe, sentences(200, 1), sentences(60, 2))
 
 
-def test_the_loss_falls_and_the_rule_is_learnt(tmp_path: Path) -> None:
-    model, _, head, losses = trained(tmp_path)
-    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
-    figures = accuracy(model, head, sentences(200, 2), batch_tokens=512)
-    assert figures.num_sentences == 200
-    assert figures.overall > 0.85
+def weights(made: Trainer[Any]) -> Iterator[torch.Tensor]:
+    return iter(made.tuned.parameters.values())
 
 
-def test_the_same_seed_gives_the_same_adapter(tmp_path: Path) -> None:
-    _, first, _, _ = trained(tmp_path / "a", num_epochs=1)
-    _, second, _, _ = trained(tmp_path / "b", num_epochs=1)
-    assert all(torch.equal(first.up[path], second.up[path]) for path in first.up)
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_run_that_was_cut_goes_on_as_if_it_was_not(tmp_path: Path, precision: str) -> None:
+    whole = trainer(tmp_path, Validation(every_steps=5, figure="accuracy"), precision=precision)
+    whole.run()
+    state = tmp_path / "run.state"
+    first = trainer(tmp_path, Validation(every_steps=5, figure="accuracy"), precision=precision)
+    first.run(state, until_step=7)
+    assert first.step == 7
+    second = trainer(tmp_path, Validation(every_steps=5, figure="accuracy"), precision=precision)
+    second.run(state)
+    assert second.losses == whole.losses
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(second), strict=True))
+    assert whole.figures() == second.figures()
+
+
+def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
+    state = tmp_path / "run.state"
+    trainer(tmp_path).run(state, until_step=2)
+    with pytest.raises(ValueError, match="the state of another recipe"):
+        trainer(tmp_path, learning_rate=1e-4).run(state)
+    state.write_bytes(b"short")
+    with pytest.raises(ValueError, match="not the state of a run"):
+        trainer(tmp_path).run(state)
+
+
+def test_training_ends_when_nothing_gets_better(tmp_path: Path) -> None:
+    """At such a rate the loss soon gets worse; the weights of its best moment stay."""
+    made = trainer(tmp_path, Validation(every_steps=2, figure="-loss", patience=2), num_epochs=20, learning_rate=0.3)
+    made.run()
+    assert made.step < made.num_steps
+    looked = trainer(tmp_path, Validation(every_steps=2, figure="-loss"), num_epochs=20, learning_rate=0.3)
+    looked.run(until_step=made.step)
+    assert made.figures()["loss"] < looked.figures()["loss"]
+
+
+def test_accumulated_passes_are_one_step(tmp_path: Path) -> None:
+    one = trainer(tmp_path, num_accumulated=1)
+    four = trainer(tmp_path, num_accumulated=4)
+    assert four.num_steps == -(-one.num_steps // 4)
+
+
+def test_every_example_once_an_epoch_in_batches_within_the_budget() -> None:
+    import random
+
+    examples = sentences(300, 3)
+    batches = cut(examples, 64, random.Random(1))
+    assert sorted(number for batch in batches for number in batch) == list(range(300))
+    assert all(sum(len(examples[number].token_ids) for number in batch) <= 64 for batch in batches)
+    equal = [len({len(examples[number].token_ids) for number in batch}) == 1 for batch in batches]
+    assert sum(equal) > 0.9 * len(equal)
+    assert batches == cut(examples, 64, random.Random(1))
+    assert batches != cut(examples, 64, random.Random(2))
+
+
+def test_the_rate_rises_and_falls() -> None:
+    settings = Optimization(
+        num_epochs=1, batch_tokens=1, learning_rate=1.0, weight_decay=0.0, warmup_ratio=0.1, decay="cosine"
+    )
+    rates = [course(settings, step, 100) for step in range(100)]
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[9] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0 < rates[-1] < 0.01
 
 
 def test_the_split_is_fixed_and_apart() -> None:
     everything = sentences(100, 3)
     training, validation = split(everything, 0.1, seed=7)
-    assert len(validation) == 10
-    assert len(training) == 90
+    assert (len(validation), len(training)) == (10, 90)
     assert (training, validation) == split(everything, 0.1, seed=7)
-    assert not {id(s) for s in training} & {id(s) for s in validation}
+    assert not {id(one) for one in training} & {id(one) for one in validation}
