@@ -17,6 +17,7 @@ from services.encoder.tasks.classify import ClassifyText
 from services.encoder.tasks.embed import EmbedText
 from services.encoder.tasks.fill_mask import FillMask
 from services.encoder.tasks.inputs import EncodedInputs
+from services.encoder.tasks.question import AnswerQuestion
 from services.encoder.tasks.rerank import RerankTexts
 from services.encoder.tasks.task import Task
 from services.encoder.tasks.tokens import ClassifyTokens
@@ -24,6 +25,7 @@ from services.encoder.tasks.zero_shot import ClassifyZeroShot
 from services.encoder.worker import EncoderWorker
 
 Context = grpc.aio.ServicerContext[Any, Any]
+_ANSWER = AnswerQuestion()
 _CLASSIFY = ClassifyText()
 _CLASSIFY_TOKENS = ClassifyTokens()
 _CLASSIFY_ZERO_SHOT = ClassifyZeroShot()
@@ -85,6 +87,11 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
 
     async def FillMask(self, request: encoder_pb2.FillMaskRequest, context: Context) -> encoder_pb2.FillMaskResponse:
         return await self._answer(_FILL_MASK, request, context)
+
+    async def AnswerQuestion(
+        self, request: encoder_pb2.AnswerQuestionRequest, context: Context
+    ) -> encoder_pb2.AnswerQuestionResponse:
+        return await self._answer(_ANSWER, request, context)
 
     async def EmbedText(self, request: encoder_pb2.EmbedTextRequest, context: Context) -> encoder_pb2.EmbedTextResponse:
         return await self._answer(_EMBED, request, context)

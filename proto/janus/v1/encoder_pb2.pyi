@@ -880,7 +880,7 @@ class AnswerQuestionParameters(_message.Message):
     max_seq_len: _builtins.int
     """Tokens of a window with its question; absent: 384, or what the model takes if that is less."""
     max_question_len: _builtins.int
-    """Tokens that a question is cut to; absent: 64."""
+    """Tokens that a question is cut to; absent: it is read whole."""
     handle_impossible_answer: _builtins.bool
     """Whether "there is no answer" may be the answer: an empty one."""
     align_to_words: _builtins.bool

@@ -8,6 +8,9 @@ from typing import Literal, Protocol
 from services.common.errors import ContextLengthExceeded, InvalidRequest
 from services.encoder.batcher import Item
 
+MAX_WINDOW_TOKENS = 2**19
+"""What one request's windows may hold: with a wide stride a text makes as many windows as it has tokens."""
+
 
 class Encoding(Protocol):
     """One input as the tokenizer made it; each list is made when it is asked for."""
@@ -69,9 +72,15 @@ class TextTokenizer(Protocol):
         ...
 
     def encode_windows(
-        self, text: str, *, before: str | None = None, max_tokens: int, stride: int
+        self,
+        text: str,
+        *,
+        before: str | None = None,
+        max_before_tokens: int | None = None,
+        max_tokens: int,
+        stride: int,
     ) -> Sequence[Encoding]:
-        """A text in inputs that overlap by `stride` tokens, each after the whole of `before`."""
+        """A text in inputs that overlap by `stride` tokens, each after the whole of `before` or its first tokens."""
         ...
 
     def num_special_tokens(self, *, is_pair: bool) -> int: ...

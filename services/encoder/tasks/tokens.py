@@ -13,6 +13,7 @@ from services.common.errors import InvalidRequest
 from services.encoder.batcher import Item
 from services.encoder.tasks.entities import Aggregation, Entity, Strategy, Token, without_overlaps
 from services.encoder.tasks.inputs import (
+    MAX_WINDOW_TOKENS,
     EncodedInputs,
     Encoding,
     TextEncoder,
@@ -31,8 +32,6 @@ _STRATEGIES: Mapping[int, Strategy] = {
     encoder_pb2.AGGREGATION_STRATEGY_MAX: "max",
 }
 _IGNORED = ("O",)
-# A wide stride makes many windows of a short text: a window a token, were there no bound.
-_MAX_WINDOW_TOKENS = 2**19
 
 
 class ClassifyTokens:
@@ -95,9 +94,9 @@ def _windows(encoder: TextEncoder, texts: Sequence[str], stride: int) -> list[li
         if not len(one):
             raise InvalidRequest(f"'inputs[{index}]' needs at least one token.", param="inputs")
         num_tokens += size * math.ceil((len(one) - size) / step) if len(one) > size else 0
-        if num_tokens > _MAX_WINDOW_TOKENS:
+        if num_tokens > MAX_WINDOW_TOKENS:
             raise InvalidRequest(
-                f"'inputs' have more than {_MAX_WINDOW_TOKENS} tokens in windows that overlap by {stride}.",
+                f"'inputs' have more than {MAX_WINDOW_TOKENS} tokens in windows that overlap by {stride}.",
                 param="inputs",
             )
         fits = len(one) <= size
