@@ -28,6 +28,10 @@ class Encoder(nn.Module):
         return x_TD if self.norm is None else self.norm(x_TD)
 
     @property
+    def num_heads(self) -> int:
+        return cast(EncoderBlock, self.blocks[0]).attention.attend.spec.num_query_heads
+
+    @property
     def kernel_name(self) -> str:
         return cast(EncoderBlock, self.blocks[0]).attention.kernel_name
 

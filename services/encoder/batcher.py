@@ -27,8 +27,8 @@ from services.common.errors import DeadlineExceeded, Internal, QueueFull
 class Item:
     """One pass over one input: its tokens, the segment of each, and the head that reads it (opaque here).
 
-    `rows` are the tokens that a head scores, where it scores tokens; None: all. `reduce` makes of the scores what is
-    kept, where the runner has them.
+    `rows` are what a head scores, where it scores more than the input as a whole: tokens, or layers; None: all.
+    `reduce` makes of the scores what is kept, where the runner has them.
     """
 
     token_ids: Sequence[int]

@@ -16,6 +16,7 @@ from model.heads import (
     SpanExtractor,
     TokenClassifier,
 )
+from model.inspection import Inspection
 from model.tokenizer import Tokenizer
 from services.encoder.tasks.labels import Labels
 from services.encoder.tasks.pooling import DenseLayer, UnknownPooling, VectorLayers
@@ -38,6 +39,7 @@ def own_heads(checkpoint: Checkpoint, model: EncoderModel, tokenizer: Tokenizer)
             heads["fill-mask"] = Head(model.head)
         case SpanExtractor():
             heads["question-answering"] = Head(model.head)
+    heads["attention"] = Head(Inspection(model.encoder))
     return heads
 
 

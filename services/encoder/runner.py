@@ -22,6 +22,7 @@ from model.device import resolve_device
 from model.encoder import EncoderModel
 from model.errors import CheckpointError, ModelError
 from model.heads import MaskedLanguageModel, SpanExtractor, TokenClassifier
+from model.inspection import Inspection
 from model.metadata import AttentionMetadata
 from model.tokenizer import Tokenizer
 from services.common.settings import ConfigurationError, EncoderSettings, ModelSource, setting_of
@@ -35,6 +36,9 @@ _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 _TOKEN_HEADS = (TokenClassifier, MaskedLanguageModel, SpanExtractor)
 # Rows of a vocabulary's width that are there at once: 60 MB for 30,000 words.
 _SLICE_ROWS = 512
+
+
+Scores: TypeAlias = "numpy.ndarray[Any, numpy.dtype[numpy.float32]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +71,13 @@ class Runner:
             _require_rows(self.tokenizer, model, source.path)
             base = ServedModel(source.model_id, "", own_heads(checkpoint, model, self.tokenizer))
         with _blaming(settings, "adapters_dir"):
-            self.models = [base, *_adapted(source.adapters_dir, base, model)]
+            self.models = [base, *_adapted(source.adapters_dir, base, model, self.tokenizer)]
         self._model = model
         self.digest = checkpoint.digest
         self.max_input_tokens: int = model.config.max_positions
         self.vocabulary_size: int = model.config.vocabulary_size
-        self.num_layers: int = model.config.num_blocks
-        self.num_heads: int = model.config.num_heads
+        self.num_layers = len(model.encoder.blocks)
+        self.num_heads = model.encoder.num_heads
         self.load_seconds = time.perf_counter() - started
         self.warm_up_seconds = self._warm_up()
 
@@ -92,20 +96,42 @@ class Runner:
     @torch.inference_mode()
     def execute(self, items: Sequence[Item]) -> list[Any]:
         """One packed pass, then each item's own head: scores as an array, or what the item makes of them."""
+        outputs: dict[int, Any] = {}
+        packed = []
+        for index, item in enumerate(items):
+            if isinstance(item.head.module, Inspection):
+                outputs[index] = _kept(item, self._look_inside(item))
+            else:
+                packed.append(index)
+        if packed:
+            outputs |= self._pass([items[index] for index in packed], packed)
+        return [outputs[index] for index in range(len(items))]
+
+    def _pass(self, items: Sequence[Item], numbers: Sequence[int]) -> dict[int, Any]:
+        """What each item keeps of its scores, under its number."""
+        tokens = self._pack(items)
+        hidden_TD = self._model.encoder(*tokens)
+        outputs = {}
+        for head in dict.fromkeys(item.head for item in items):
+            mine = [index for index, item in enumerate(items) if item.head is head]
+            score = _score_tokens if isinstance(head.module, _TOKEN_HEADS) else _score_sequences
+            for index, scores in score(head.module, hidden_TD, tokens[2], items, mine):
+                outputs[numbers[index]] = _kept(items[index], scores)
+        return outputs
+
+    def _look_inside(self, item: Item) -> Iterator[Scores]:
+        """The attention weights of the layers that it names, in a pass of its own."""
+        layers = range(self.num_layers) if item.rows is None else item.rows
+        for weights_HTT in item.head.module(*self._pack([item]), layers):
+            yield weights_HTT.cpu().numpy()
+
+    def _pack(self, items: Sequence[Item]) -> tuple[Tensor, Tensor, AttentionMetadata]:
         token_ids_T = torch.tensor([t for item in items for t in item.token_ids], device=self._device)
         token_types_T = torch.tensor([t for item in items for t in item.type_ids], device=self._device)
         metadata = AttentionMetadata.pack(
             [item.num_tokens for item in items], adapters=[item.head.adapter for item in items], device=self._device
         )
-        hidden_TD = self._model.encoder(token_ids_T, token_types_T, metadata)
-        outputs: list[Any] = [None] * len(items)
-        for head in dict.fromkeys(item.head for item in items):
-            mine = [index for index, item in enumerate(items) if item.head is head]
-            score = _score_tokens if isinstance(head.module, _TOKEN_HEADS) else _score_sequences
-            for index, scores in score(head.module, hidden_TD, metadata, items, mine):
-                reduce = items[index].reduce
-                outputs[index] = scores if reduce is None else reduce(scores)
-        return outputs
+        return token_ids_T, token_types_T, metadata
 
     def _warm_up(self) -> float:
         """A pass for every head, so that the first request does not pay for first calls."""
@@ -116,7 +142,8 @@ class Runner:
         return time.perf_counter() - started
 
 
-Scores: TypeAlias = "numpy.ndarray[Any, numpy.dtype[numpy.float32]]"
+def _kept(item: Item, scores: Any) -> Any:
+    return scores if item.reduce is None else item.reduce(scores)
 
 
 def _score_sequences(
@@ -134,7 +161,9 @@ def _score_tokens(
     starts = [0, *accumulate(item.num_tokens for item in items)]
     wanted = {index: [starts[index] + row for row in _rows_of(items[index])] for index in mine}
     for some in _in_slices(wanted):
-        rows_L = torch.tensor([row for index in some for row in wanted[index]], device=hidden_TD.device)
+        rows_L = torch.tensor(
+            [row for index in some for row in wanted[index]], dtype=torch.int64, device=hidden_TD.device
+        )
         scores = module(hidden_TD, replace(metadata, logit_rows_L=rows_L)).cpu().numpy()
         ends = list(accumulate(len(wanted[index]) for index in some))
         for index, start, end in zip(some, [0, *ends], ends, strict=False):
@@ -177,7 +206,9 @@ def _require_rows(tokenizer: Tokenizer, model: EncoderModel, path: Path) -> None
         raise CheckpointError(f"{path}: the tokenizer has a token {last}, but the model only {num_rows} rows")
 
 
-def _adapted(folder: Path | None, base: ServedModel, model: EncoderModel) -> Iterator[ServedModel]:
+def _adapted(
+    folder: Path | None, base: ServedModel, model: EncoderModel, tokenizer: Tokenizer
+) -> Iterator[ServedModel]:
     """Mutates: `model`, which gets all adapters. Raises: CheckpointError."""
     if folder is None:
         return
@@ -188,5 +219,7 @@ def _adapted(folder: Path | None, base: ServedModel, model: EncoderModel) -> Ite
     if len(set(names)) < len(names):
         raise CheckpointError(f"{folder}: two models of one name among {', '.join(names)}")
     for number, (adapter, module) in enumerate(zip(adapters, attach(model, adapters), strict=True), start=1):
-        head = Head(module, number, Labels.of(adapter.labels, problem_type=None))
-        yield ServedModel(adapter.name, base.model_id, {"classify": head})
+        if adapter.task == "fill-mask" and tokenizer.mask_token is None:
+            raise CheckpointError(f"adapter {adapter.name!r} fills masks, but the tokenizer has no mask token")
+        labels = Labels.of(adapter.labels, problem_type=None) if adapter.task == "classify" else None
+        yield ServedModel(adapter.name, base.model_id, {adapter.task: Head(module, number, labels)})

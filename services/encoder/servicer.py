@@ -13,6 +13,7 @@ from services.common.logging import describe_request, request_id
 from services.common.metrics import EncoderMetrics
 from services.common.worker_server import Door
 from services.encoder.batcher import Result
+from services.encoder.tasks.attention import InspectAttention
 from services.encoder.tasks.classify import ClassifyText
 from services.encoder.tasks.embed import EmbedText
 from services.encoder.tasks.fill_mask import FillMask
@@ -32,6 +33,7 @@ _CLASSIFY_ZERO_SHOT = ClassifyZeroShot()
 _EMBED = EmbedText()
 _FILL_MASK = FillMask()
 _RERANK = RerankTexts()
+_INSPECT = InspectAttention()
 
 
 class EncoderRequest(Protocol):
@@ -100,6 +102,11 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self, request: encoder_pb2.RerankTextsRequest, context: Context
     ) -> encoder_pb2.RerankTextsResponse:
         return await self._answer(_RERANK, request, context)
+
+    async def InspectAttention(
+        self, request: encoder_pb2.InspectAttentionRequest, context: Context
+    ) -> encoder_pb2.InspectAttentionResponse:
+        return await self._answer(_INSPECT, request, context)
 
     def ClassifyTextStream(
         self, request_iterator: AsyncIterator[encoder_pb2.ClassifyTextStreamRequest], context: Context
