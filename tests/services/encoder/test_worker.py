@@ -20,32 +20,6 @@ from services.common.settings import ConfigurationError
 TEXTS = ["w1 w2 w3", "w90 w4", "w5 " * 40, "w7"]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"num_labels": 4},
-        {"num_labels": 3, "id2label": {0: "sad", 1: "so-so", 2: "glad"}, "label2id": {"sad": 0, "so-so": 1, "glad": 2}},
-        {"num_labels": 3, "problem_type": "multi_label_classification"},
-        {"num_labels": 1},
-        {"num_labels": 2, "problem_type": "regression"},
-    ],
-    ids=["single", "named", "multi", "one", "regression"],
-)
-async def test_classification_equals_the_pipeline(changes: dict[str, object], tmp_path: Path) -> None:
-    reference = small_models.bert("BertForSequenceClassification", **changes)
-    small_models.save(reference, tmp_path)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), pad_token="[UNK]")
-    expected = pipeline("text-classification", model=reference, tokenizer=tokenizer, top_k=None)(TEXTS, batch_size=1)
-    async with worker(models=f"small={tmp_path}") as channel:
-        stub = encoder_pb2_grpc.EncoderServiceStub(channel)
-        together = await stub.ClassifyText(encoder_pb2.ClassifyTextRequest(inputs=TEXTS))
-        alone = [await stub.ClassifyText(encoder_pb2.ClassifyTextRequest(model="small", inputs=[t])) for t in TEXTS]
-    for labels, single, wanted in zip(together.results, alone, expected, strict=True):
-        assert [x.label for x in labels.labels] == [x["label"] for x in wanted]
-        assert [x.score for x in labels.labels] == pytest.approx([x["score"] for x in wanted], abs=1e-5)
-        assert [x.score for x in single.results[0].labels] == pytest.approx([x.score for x in labels.labels], abs=1e-6)
-
-
 @pytest.mark.parametrize("family", ["roberta", "distilbert", "electra"])
 async def test_families_of_berts_shape_are_served(family: str, tmp_path: Path) -> None:
     """Labels equal the pipeline's and vectors a mean of the reference's, up to the longest input that there is."""
@@ -71,7 +45,7 @@ async def test_families_of_berts_shape_are_served(family: str, tmp_path: Path) -
             await stub.ClassifyText(encoder_pb2.ClassifyTextRequest(inputs=["w5 " * 129]))
         [model] = (await models_pb2_grpc.ModelServiceStub(channel).ListModels(models_pb2.ListModelsRequest())).models
     assert from_rpc_error(refused.value).code == "context_length_exceeded"
-    assert (list(model.tasks), model.max_input_tokens) == (["embeddings", "classify"], 128)
+    assert (list(model.tasks), model.max_input_tokens) == (["embeddings", "classify", "attention"], 128)
     for value, labels, vector, wanted in zip(texts, told.results, vectors.embeddings, expected, strict=True):
         assert [x.label for x in labels.labels] == [x["label"] for x in wanted]
         assert [x.score for x in labels.labels] == pytest.approx([x["score"] for x in wanted], abs=1e-5)
@@ -79,28 +53,6 @@ async def test_families_of_berts_shape_are_served(family: str, tmp_path: Path) -
             hidden = reference.base_model(tokenizer(value, return_tensors="pt")["input_ids"]).last_hidden_state[0]
         mean = torch.nn.functional.normalize(hidden.mean(0), dim=0).tolist()
         assert list(vector.values) == pytest.approx(mean, abs=1e-5)
-
-
-async def test_the_function_can_be_chosen(tmp_path: Path) -> None:
-    reference = small_models.bert("BertForSequenceClassification", num_labels=3)
-    small_models.save(reference, tmp_path)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), pad_token="[UNK]")
-    expected = pipeline("text-classification", model=reference, tokenizer=tokenizer, top_k=2)
-    functions = {
-        "none": encoder_pb2.FUNCTION_TO_APPLY_NONE,
-        "sigmoid": encoder_pb2.FUNCTION_TO_APPLY_SIGMOID,
-        "softmax": encoder_pb2.FUNCTION_TO_APPLY_SOFTMAX,
-    }
-    async with worker(models=str(tmp_path)) as channel:
-        stub = encoder_pb2_grpc.EncoderServiceStub(channel)
-        for name, function in functions.items():
-            parameters = encoder_pb2.ClassifyTextParameters(function_to_apply=function, top_k=2)
-            request = encoder_pb2.ClassifyTextRequest(inputs=TEXTS[:1], parameters=parameters)
-            told = (await stub.ClassifyText(request)).results[0].labels
-            wanted = expected(TEXTS[:1], function_to_apply=name)[0]
-            assert [(x.label, pytest.approx(x.score, abs=1e-5)) for x in told] == [
-                (x["label"], x["score"]) for x in wanted
-            ]
 
 
 def text(value: str) -> encoder_pb2.EmbedTextInput:
@@ -135,7 +87,7 @@ async def test_the_default_encoder() -> None:
         models = (await models_pb2_grpc.ModelServiceStub(channel).ListModels(models_pb2.ListModelsRequest())).models
     described = {m.id: (m.parent, list(m.tasks), list(m.labels), m.max_input_tokens) for m in models}
     assert described == {
-        "all-MiniLM-L6-v2": ("", ["embeddings"], [], 512),
+        "all-MiniLM-L6-v2": ("", ["embeddings", "attention"], [], 512),
         "sentiment": ("all-MiniLM-L6-v2", ["classify"], ["negative", "positive"], 512),
     }
 
@@ -250,7 +202,7 @@ async def test_a_classifier_gives_vectors_and_takes_adapters_too(tmp_path: Path)
         stub = encoder_pb2_grpc.EncoderServiceStub(channel)
         models = (await models_pb2_grpc.ModelServiceStub(channel).ListModels(models_pb2.ListModelsRequest())).models
         assert [(m.id, list(m.tasks), list(m.default_tasks)) for m in models] == [
-            ("base", ["embeddings", "classify"], ["embeddings", "classify"]),
+            ("base", ["embeddings", "classify", "attention"], ["embeddings", "classify", "attention"]),
             ("mood", ["classify"], []),
         ]
         busy = encoder_pb2.EmbedTextRequest(input=[text("w1 " * 100)] * 30)
