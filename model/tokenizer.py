@@ -116,11 +116,11 @@ class Tokenizer:
         return int(self.backend.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> Encoding:
-        return Encoding(self.backend.encode(text, add_special_tokens=add_special_tokens))
+        return Encoding(self._encode(text, add_special_tokens=add_special_tokens))
 
     def encode_pair(self, first: str, second: str) -> Encoding:
         """Two texts as one input, told apart by their type ids."""
-        return Encoding(self.backend.encode(first, second))
+        return Encoding(self._encode((first, second)))
 
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[Encoding]:
         encoded = self.backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
@@ -137,11 +137,11 @@ class Tokenizer:
         `cut` names it: the first text alone, or of the two the longer one, token by token.
         """
         room = max_tokens - self.backend.num_special_tokens_to_add(second is not None)
-        head = self.backend.encode(first, add_special_tokens=False)
+        head = self._encode(first, add_special_tokens=False)
         if second is None:
             head.truncate(max(room, 0))
             return self._put_together(head)
-        tail = self.backend.encode(second, add_special_tokens=False)
+        tail = self._encode(second, add_special_tokens=False)
         head_room, tail_room = _shares(room, len(head), len(tail), cut)
         head.truncate(head_room)
         tail.truncate(tail_room)
@@ -162,15 +162,20 @@ class Tokenizer:
         Offsets are of the whole text. `max_tokens` must leave more room than `stride` beside `before` and the special
         tokens.
         """
-        first = None if before is None else self.backend.encode(before, add_special_tokens=False)
+        first = None if before is None else self._encode(before, add_special_tokens=False)
         if first is not None and max_before_tokens is not None:
             _cut(first, max_before_tokens)
         room = max_tokens - self.backend.num_special_tokens_to_add(first is not None) - (len(first) if first else 0)
         assert 0 <= stride < room
-        window = self.backend.encode(text, add_special_tokens=False)
+        window = self._encode(text, add_special_tokens=False)
         window.truncate(room, stride)
         windows = [window, *window.overflowing]
         return [self._put_together(one) if first is None else self._put_together(first, one) for one in windows]
+
+    def _encode(self, text: str | tuple[str, str], *, add_special_tokens: bool = True) -> tokenizers.Encoding:
+        """One text or pair, without the interpreter's lock: the library's `encode` holds it, so that a text of
+        megabytes would stop every other thread for seconds."""
+        return self.backend.encode_batch([text], add_special_tokens=add_special_tokens)[0]
 
     def _put_together(self, first: tokenizers.Encoding, second: tokenizers.Encoding | None = None) -> Encoding:
         return Encoding(self.backend.post_process(first, second), (first,) if second is None else (first, second))

@@ -1,5 +1,8 @@
 """The tokenizer of a tokenizer.json equals the reference's, but never cuts and never pads."""
 
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -149,3 +152,22 @@ def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
     path.write_text('{"version": "1.0"}')
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a tokenizer"):
         Tokenizer.from_file(path)
+
+
+@pytest.mark.parametrize("way", ["encode", "encode_pair", "encode_within", "encode_windows"])
+def test_a_long_text_does_not_hold_other_threads_up(way: str) -> None:
+    text = "to be or not to be " * 60_000
+    ways: dict[str, Callable[[], object]] = {
+        "encode": lambda: OURS.encode(text),
+        "encode_pair": lambda: OURS.encode_pair(text, "a"),
+        "encode_within": lambda: OURS.encode_within(100, text),
+        "encode_windows": lambda: OURS.encode_windows(text, max_tokens=100_000, stride=0),
+    }
+    with ThreadPoolExecutor(1) as pool:
+        encoding = pool.submit(ways[way])
+        num_turns = 0
+        while not encoding.done():
+            time.sleep(0.01)
+            num_turns += 1
+    assert encoding.exception() is None
+    assert num_turns > 5
