@@ -10,10 +10,11 @@ from typing import Any
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
+from services.common.health import HealthServicer
 from services.common.metrics import ServiceMetrics
 from services.common.ports import PortTaken, open_socket
 from services.common.rpc_interceptor import RpcInterceptor
@@ -58,23 +59,18 @@ class Service:
 class GrpcServer:
     """A running server; `port` is the one in force."""
 
-    def __init__(
-        self, server: grpc.aio.Server, health_servicer: health.aio.HealthServicer, names: list[str], port: int
-    ):
+    def __init__(self, server: grpc.aio.Server, health_servicer: HealthServicer, port: int):
         self._server = server
         self._health = health_servicer
-        self._names = names
         self.port = port
 
     async def set_serving(self, is_serving: bool = True) -> None:
         """Answer health with SERVING (or NOT_SERVING) for the server as a whole and for each service."""
-        status = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in self._names:
-            await self._health.set(name, status)
+        self._health.set_serving(is_serving)
 
     async def drain(self, timeout_seconds: float) -> None:
         """NOT_SERVING for good, GOAWAY, let running rpcs end; what still runs after the timeout is cancelled."""
-        await self._health.enter_graceful_shutdown()
+        self._health.drain()
         await self._server.stop(timeout_seconds)
 
 
@@ -97,16 +93,14 @@ async def start_server(
         service.register(service.servicer, server)
     names = [service.descriptor.full_name for service in services]
     _add_reflection(server, [*names, health.SERVICE_NAME, reflection.SERVICE_NAME, REFLECTION_V1])
-    health_servicer = health.aio.HealthServicer()
+    health_servicer = HealthServicer([health.OVERALL_HEALTH, *names])
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     try:
         bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     except RuntimeError:
         raise PortTaken(setting, host, port, "it was taken a moment ago") from None
-    running = GrpcServer(server, health_servicer, [health.OVERALL_HEALTH, *names], bound)
-    await running.set_serving(False)
     await server.start()
-    return running
+    return GrpcServer(server, health_servicer, bound)
 
 
 def _add_reflection(server: grpc.aio.Server, names: Sequence[str]) -> None:

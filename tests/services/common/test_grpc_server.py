@@ -244,6 +244,17 @@ async def test_health_is_not_serving_for_every_name_until_told(rig: Rig) -> None
     assert await rig.health(ENCODER) == not_serving
 
 
+async def test_the_health_of_what_is_not_there(rig: Rig) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as unknown:
+        await rig.health("janus.v1.Nothing")
+    assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+    watch = health_pb2_grpc.HealthStub(rig.channel).Watch(health_pb2.HealthCheckRequest(service="janus.v1.Nothing"))
+    answer = await watch.read()
+    assert isinstance(answer, health_pb2.HealthCheckResponse)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    watch.cancel()
+
+
 @pytest.mark.parametrize("version", ["v1alpha", "v1"])
 async def test_reflection_lists_the_services(rig: Rig, version: str) -> None:
     ask = rig.channel.stream_stream(
@@ -278,6 +289,20 @@ async def test_a_drain_lets_a_running_stream_end_and_takes_nothing_new(rig: Rig)
     assert isinstance(await call.read(), Message)
     assert await call.read() == grpc.aio.EOF
     await asyncio.wait_for(draining, 5)
+
+
+async def test_a_drain_ends_the_watches_of_health_and_does_not_wait_for_them(rig: Rig) -> None:
+    await rig.server.set_serving()
+    watch = health_pb2_grpc.HealthStub(rig.channel).Watch(health_pb2.HealthCheckRequest(service=ENCODER))
+    first = await watch.read()
+    assert isinstance(first, health_pb2.HealthCheckResponse)
+    assert first.status == health_pb2.HealthCheckResponse.SERVING
+    await asyncio.wait_for(rig.server.drain(60), 5)
+    told = []
+    while isinstance(answer := await watch.read(), health_pb2.HealthCheckResponse):
+        told.append(answer.status)
+    assert told
+    assert set(told) == {health_pb2.HealthCheckResponse.NOT_SERVING}
 
 
 async def test_a_drain_cuts_what_outlives_its_timeout(rig: Rig) -> None:
