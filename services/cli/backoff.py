@@ -29,14 +29,18 @@ class Exits:
         self._recent.append((now, code))
 
     def reason(self, now: float, last_line: str) -> str:
-        """For example: exited with code 3, 4 times in the last minute: OSError: no such file."""
+        """For example: exited with code 3, 4 times in the last minute: OSError: no such file.
+
+        The last line is the cause only where a service gave up by itself; one that was killed said nothing of it.
+        """
         while self._recent and self._recent[0][0] < now - self.window_seconds:
             self._recent.popleft()
         if not self._recent:
             return ""
-        times = len(self._recent)
-        how = describe_exit(self._recent[-1][1]) + (f", {times} times in the last minute" if times > 1 else "")
-        return f"{how}: {last_line}" if last_line else how
+        times, code = len(self._recent), self._recent[-1][1]
+        how = describe_exit(code) + (f", {times} times in the last minute" if times > 1 else "")
+        has_cause = code > 0 or code == -signal.SIGABRT
+        return f"{how}: {last_line}" if last_line and has_cause else how
 
 
 def describe_exit(code: int) -> str:

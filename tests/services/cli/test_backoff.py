@@ -29,3 +29,16 @@ def test_repeated_ends_are_counted_for_a_minute() -> None:
     assert exits.reason(21, "last") == "exited with code 3, 3 times in the last minute: last"
     assert exits.reason(75, "last") == "exited with code 3: last"
     assert exits.reason(1000, "last") == ""
+
+
+@pytest.mark.parametrize("code", [0, -9, -15])
+def test_the_last_line_of_a_service_that_did_not_give_up_is_no_reason(code: int) -> None:
+    exits = Exits()
+    exits.add(0, code)
+    assert exits.reason(1, "12:00:00 [info] rpc code=ok") == describe_exit(code)
+
+
+def test_what_a_library_said_before_it_aborted_is_the_reason() -> None:
+    exits = Exits()
+    exits.add(0, -6)
+    assert exits.reason(1, "terminate called") == "killed by SIGABRT: terminate called"
