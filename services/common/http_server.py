@@ -10,6 +10,10 @@ from starlette.types import ASGIApp
 
 from services.common.ports import open_socket
 
+# What the kernel keeps of a connection beyond what the reader has room for. By default it is megabytes, so a reader
+# that takes nothing would look alive for minutes; what is under way is not counted, so nobody is slowed.
+MAX_UNSENT_BYTES = 64 * 2**10
+
 
 class HttpServer:
     """A running server; `port` is the one in force."""
@@ -51,6 +55,7 @@ async def start_http_server(
     Raises: PortTaken.
     """
     listener = open_socket(host, port, setting)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)  # its connections inherit it
     server = _Server(
         uvicorn.Config(
             application,

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from gateway_house import House, StartHouse, until
 
-from services.common import http_server, ports
 from services.common.errors import ContextLengthExceeded, QueueFull, WorkerLost
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
@@ -105,13 +104,7 @@ async def test_a_client_that_leaves_before_the_answer_cancels_the_rpc(house, pat
     await until(lambda: house.decoder.num_running == 0)
 
 
-async def test_a_reader_that_stalls_loses_its_stream(start_house: StartHouse, monkeypatch):
-    def open_small(host: str, port: int, setting: str) -> socket.socket:
-        opened = ports.open_socket(host, port, setting)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        return opened
-
-    monkeypatch.setattr(http_server, "open_socket", open_small)
+async def test_a_reader_that_stalls_loses_its_stream(start_house: StartHouse):
     house = await start_house(stream_buffer_events=50)
     house.decoder.words = ["word " * 100] * 20_000
     body = json.dumps(CHAT).encode()
@@ -123,18 +116,12 @@ async def test_a_reader_that_stalls_loses_its_stream(start_house: StartHouse, mo
             b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
         )
         await until(lambda: house.decoder.num_cancelled == 1, seconds=10)
-        assert house.decoder.num_sent < 20_000
+        assert house.decoder.num_sent < 1_000  # the kernel's own buffers would take four times as much
         await house.until_metric(1, "janus_cancellations_total", stage="stalled")
         await house.until_metric(0, "janus_requests_running", model="smol")
 
 
-async def test_a_reader_that_takes_nothing_for_too_long(start_house: StartHouse, monkeypatch):
-    def open_small(host: str, port: int, setting: str) -> socket.socket:
-        opened = ports.open_socket(host, port, setting)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        return opened
-
-    monkeypatch.setattr(http_server, "open_socket", open_small)
+async def test_a_reader_that_takes_nothing_for_too_long(start_house: StartHouse):
     house = await start_house(stream_buffer_events=100_000, stream_stall_seconds=0.5)
     house.decoder.words = ["word " * 1000] * 100_000
     house.decoder.token_seconds = 0.002
