@@ -19,12 +19,15 @@ from services.common.metrics import ServiceMetrics
 from services.common.ports import PortTaken, open_socket
 from services.common.rpc_interceptor import RpcInterceptor
 
+# Answers may be long: 3,000 embeddings are 5 MB. A request is bounded as REST's bodies are, 10 MiB, with room for what
+# a list of short texts gains when it becomes a message on its way to a worker.
 MAX_MESSAGE_BYTES = 64 * 2**20
+MAX_REQUEST_BYTES = 16 * 2**20
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.so_reuseport", 0),  # else two servers share a port and neither says so
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     ("grpc.max_connection_age_ms", 30 * 60 * 1000),  # long-lived channels find new servers
     ("grpc.max_connection_age_grace_ms", 15 * 60 * 1000),  # longer than any request's deadline
     ("grpc.keepalive_time_ms", 30 * 1000),  # a dead machine does not reset its connections

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from janus.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
 from services.common.errors import TABLE, QueueFull, from_code
-from services.common.grpc_server import CHANNEL_OPTIONS, GrpcServer, Service, start_server
+from services.common.grpc_server import CHANNEL_OPTIONS, MAX_REQUEST_BYTES, GrpcServer, Service, start_server
 from services.common.logging import describe_request, request_id
 from services.common.metrics import ServiceMetrics
 from services.common.ports import PortTaken
@@ -274,6 +274,12 @@ async def test_messages_beyond_grpcs_default_limit_pass_both_ways(rig: Rig) -> N
     answer = await rig.encoder.EmbedText(encoder_pb2.EmbedTextRequest(input=[text] * 3000))
     assert answer.ByteSize() > 4 * 2**20
     assert len(answer.embeddings) == 3000
+
+
+async def test_a_request_is_bounded(rig: Rig) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await rig.encoder.ClassifyText(encoder_pb2.ClassifyTextRequest(inputs=["x" * MAX_REQUEST_BYTES]))
+    assert from_rpc_error(refused.value).code == "payload_too_large"
 
 
 async def test_a_drain_lets_a_running_stream_end_and_takes_nothing_new(rig: Rig) -> None:
