@@ -11,14 +11,16 @@ from services.cli.connection import Target, connect, run_client
 def models(target: Target = None) -> None:
     """List the models that are served."""
     table = Table(box=None)
-    table.add_column("model", no_wrap=True)  # an id is there to be copied
-    for heading in ("parent", "tasks", "labels", "tokens", "dtype", "device", "kernel", "state"):
-        table.add_column(heading)
+    for heading in ("model", "parent", "tasks", "labels", "tokens", "dtype", "device", "kernel", "state"):
+        table.add_column(heading, no_wrap=True)
     for model in run_client(_list_models(target)).models:
         state = ModelState.Name(model.state).removeprefix("MODEL_STATE_").lower()
         shown = [model.id, model.parent, " ".join(model.tasks), " ".join(model.labels), str(model.max_input_tokens)]
         table.add_row(*shown, model.dtype, model.device, model.kernel, state)
-    Console().print(table, markup=False)
+    console = Console()
+    # Wider than the terminal rather than cut: ids are there to be copied, and lines to be searched.
+    console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)
+    console.print(table, markup=False)
 
 
 async def _list_models(target: str | None) -> ListModelsResponse:

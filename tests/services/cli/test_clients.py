@@ -65,7 +65,12 @@ class Gateway(
         self, request: models_pb2.ListModelsRequest, context: Context
     ) -> models_pb2.ListModelsResponse:
         model = models_pb2.Model(
-            id="tiny", tasks=["chat", "completions"], device="cpu", state=models_pb2.MODEL_STATE_READY
+            id="tiny",
+            tasks=["chat", "completions"],
+            device="cpu",
+            kernel="portable",
+            labels=["negative", "positive"],
+            state=models_pb2.MODEL_STATE_READY,
         )
         return models_pb2.ListModelsResponse(models=[model])
 
@@ -102,7 +107,7 @@ async def start(gateway: Gateway, *arguments: str) -> Process:
         "-c",
         "from services.cli.main import main; main()",
         *arguments,
-        env=os.environ | {"JANUS_GATEWAY_GRPC_PORT": str(gateway.port), "COLUMNS": "150", "PYTHONUNBUFFERED": "1"},
+        env=os.environ | {"JANUS_GATEWAY_GRPC_PORT": str(gateway.port), "COLUMNS": "80", "PYTHONUNBUFFERED": "1"},
         stdin=PIPE,
         stdout=PIPE,
         stderr=PIPE,
@@ -134,7 +139,7 @@ async def test_an_error_is_one_line_with_its_word(gateway: Gateway) -> None:
 async def test_models_lists_what_is_served(gateway: Gateway) -> None:
     code, output, _ = await said(gateway, "models")
     assert code == 0
-    assert output.splitlines()[1].split() == ["tiny", "chat", "completions", "0", "cpu", "ready"]
+    assert " ".join(output.splitlines()[1].split()) == "tiny chat completions negative positive 0 cpu portable ready"
 
 
 async def test_chat_keeps_the_conversation(gateway: Gateway) -> None:
