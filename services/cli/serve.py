@@ -44,6 +44,8 @@ SERVICES = (
     Service("gateway", (sys.executable, "-m", "services.gateway"), is_door=True),
 )
 POLL_SECONDS = 0.25
+INSTALLATION = {"JANUS_TORCH"}
+"""Variables of deploy/install.sh."""
 
 
 def serve(**flags: str | None) -> None:
@@ -92,6 +94,8 @@ def serve_here(environment: MutableMapping[str, str], services: Sequence[Service
         load_settings(DecoderSettings, []),
     )
     log = ServiceLog([service.name for service in services], log_format=gateway.log_format)
+    for name in _unknown_settings(environment):
+        log.say(f"{name} is no setting and changes nothing; see `janus serve --help`", is_bad=True)
     try:
         ports = {each.side: _open_ports(each) for each in settings}
     except ConfigurationError as error:
@@ -120,6 +124,12 @@ def serve_here(environment: MutableMapping[str, str], services: Sequence[Service
         )
         url = f"http://{_reachable(host)}:{http_port}/readyz"
         return asyncio.run(supervisor.run(lambda: _until_ready(url)))
+
+
+def _unknown_settings(environment: Iterable[str]) -> list[str]:
+    """Variables that look like ours: most often one that is mistyped."""
+    known = {setting.environment for setting in all_settings()} | INSTALLATION
+    return sorted(name for name in environment if name.startswith("JANUS_") and name not in known)
 
 
 def _open_ports(settings: CommonSettings) -> dict[str, int]:

@@ -150,6 +150,16 @@ def test_a_wrong_value_is_named_once_and_nothing_is_started(tmp_path: Path, envi
     assert not list(tmp_path.glob("*.json"))
 
 
+def test_a_variable_that_is_no_setting_is_named(tmp_path: Path, environment: dict[str, str]) -> None:
+    mistyped = {"JANUS_DECODER_MODLE": "/models/mine", "JANUS_TORCH": "cpu"}
+    with serve(tmp_path, environment | mistyped, *ANY_PORT) as process:
+        said = "".join(lines_until(process, "ready in"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
+    assert "JANUS_DECODER_MODLE is no setting" in said
+    assert "JANUS_TORCH" not in said
+
+
 def test_help_lists_every_setting_with_its_text(tmp_path: Path, environment: dict[str, str]) -> None:
     with serve(tmp_path, environment, "--help") as process:
         said, _ = process.communicate(timeout=20)
