@@ -73,7 +73,8 @@ def test_a_fresh_clone(tmp_path: Path) -> None:
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     home = tmp_path / "home"
     home.mkdir()
-    nothing_cached = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+    caches = {name: str(home / name) for name in ("XDG_CACHE_HOME", "PIP_CACHE_DIR", "UV_CACHE_DIR")}
+    nothing_cached = {"HOME": str(home)} | caches
     first, _ = serve(clone, tmp_path / "first.log", **nothing_cached)
     nowhere = "http://127.0.0.1:9"
     offline = {"HTTP_PROXY": nowhere, "HTTPS_PROXY": nowhere, "NO_PROXY": "127.0.0.1", "UV_OFFLINE": "1"}
