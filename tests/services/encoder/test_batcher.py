@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from services.common.errors import DeadlineExceeded, Internal, QueueFull
+from services.common.errors import DeadlineExceeded, Internal, InvalidRequest, QueueFull
 from services.encoder.batcher import Batcher, Item
 
 
@@ -95,7 +95,7 @@ async def test_requests_take_turns() -> None:
 
 async def test_the_queue_is_bounded_and_says_when_to_come_back() -> None:
     device = Device(seconds=0.05)
-    async with batching(device, max_waiting_requests=2, max_waiting_tokens=40) as batcher:
+    async with batching(device, max_waiting_requests=2, max_waiting_tokens=80) as batcher:
         running = [asyncio.create_task(ask(batcher, [item(0, 16)]))]
         await asyncio.sleep(0.01)
         running += [asyncio.create_task(ask(batcher, [item(n, 16)])) for n in (1, 2)]
@@ -111,7 +111,16 @@ async def test_the_queue_is_bounded_and_says_when_to_come_back() -> None:
         await asyncio.sleep(0.01)
         with pytest.raises(QueueFull):
             await ask(batcher, [item(9, 20)])
-        assert await asyncio.gather(first, second) == [[1], [2]]
+        # What fits into a batch still finds room: bulk may have half of the queue.
+        third = asyncio.create_task(ask(batcher, [item(3, 16)]))
+        assert await asyncio.gather(first, second, third) == [[1], [2], [3]]
+
+
+async def test_a_request_that_no_queue_would_take_is_refused_for_good() -> None:
+    async with batching(Device(), max_waiting_tokens=80) as batcher:
+        with pytest.raises(InvalidRequest, match=r"holds 41 tokens in all, more than 40: send it in parts"):
+            await ask(batcher, [item(1, 20), item(2, 21)])
+        assert await ask(batcher, [item(1, 20), item(2, 20)]) == [1, 2]
 
 
 async def test_a_passed_deadline_costs_no_pass() -> None:

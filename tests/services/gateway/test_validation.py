@@ -8,6 +8,7 @@ import pytest
 from gateway_house import House
 
 from services.common.errors import ContextLengthExceeded
+from services.gateway.validation import MAX_INPUTS
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
 SECRET = "the-value-that-was-sent"
@@ -98,6 +99,7 @@ BAD_EMBEDDINGS: list[tuple[dict[str, Any], str]] = [
     ({}, "input"),
     ({"input": ""}, "input"),
     ({"input": []}, "input"),
+    ({"input": ["a"] * (MAX_INPUTS + 1)}, "input"),
     ({"input": ["a", ""]}, "input"),
     ({"input": [[]]}, "input"),
     ({"input": [1.5]}, "input"),
@@ -110,6 +112,7 @@ BAD_EMBEDDINGS: list[tuple[dict[str, Any], str]] = [
 BAD_CLASSIFICATIONS: list[tuple[dict[str, Any], str]] = [
     ({}, "inputs"),
     ({"inputs": []}, "inputs"),
+    ({"inputs": ["a"] * (MAX_INPUTS + 1)}, "inputs"),
     ({"inputs": ""}, "inputs"),
     ({"inputs": [1]}, "inputs"),
     ({"inputs": {"text": "a"}}, "inputs"),
@@ -198,6 +201,7 @@ BAD_RERANKINGS: list[tuple[dict[str, Any], str]] = [
     ({"query": ["q"], "documents": ["a"]}, "query"),
     ({"query": "q", "documents": []}, "documents"),
     ({"query": "q", "documents": SECRET}, "documents"),
+    ({"query": "q", "documents": ["a"] * (MAX_INPUTS + 1)}, "documents"),
     ({"query": "q", "documents": ["a", ""]}, "documents"),
     ({"query": "q", "documents": ["a", 1]}, "documents[1]"),
     ({"query": "q", "documents": [{}]}, "documents[0].text"),
