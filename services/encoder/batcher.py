@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.common.errors import DeadlineExceeded, Internal, QueueFull
+from services.common.errors import DeadlineExceeded, Internal, InvalidRequest, QueueFull
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +119,12 @@ class Batcher:
         """Results in the order of the items; a caller that is cancelled takes its items out of the queue.
 
         Units: `deadline` is a monotonic time in seconds.
-        Raises: QueueFull at once; DeadlineExceeded before a pass was spent on it; Internal when its pass failed.
+        Raises: InvalidRequest for one that no queue would take; QueueFull at once; DeadlineExceeded before a pass was
+        spent on it; Internal when its pass failed.
         """
         assert items
         num_tokens = sum(item.num_tokens for item in items)
-        if len(self._waiting) >= self._max_waiting_requests or (
-            self._waiting and self.num_waiting_tokens + num_tokens > self._max_waiting_tokens
-        ):
-            raise QueueFull(
-                f"{len(self._waiting)} requests with {self.num_waiting_tokens} tokens are waiting, the most that may.",
-                retry_after_ms=self._wait_ms(),
-            )
+        self._require_room(num_tokens)
         answer: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
         request = _Request(items, deadline, time.monotonic(), answer)
         self._waiting.add(request)
@@ -151,6 +146,20 @@ class Batcher:
                     await self._run_batch(batch)
             if not self._waiting:
                 self._has_work.clear()
+
+    def _require_room(self, num_tokens: int) -> None:
+        """Requests larger than a batch may fill half of the queue: the rest is for those that they would shut out."""
+        is_bulk = num_tokens > self._max_batch_tokens
+        most = self._max_waiting_tokens // 2 if is_bulk else self._max_waiting_tokens
+        if num_tokens > max(most, self._max_batch_tokens):
+            raise InvalidRequest(f"The request holds {num_tokens} tokens in all, more than {most}: send it in parts.")
+        if len(self._waiting) >= self._max_waiting_requests or (
+            self._waiting and self.num_waiting_tokens + num_tokens > most
+        ):
+            raise QueueFull(
+                f"{len(self._waiting)} requests with {self.num_waiting_tokens} tokens are waiting, the most that may.",
+                retry_after_ms=self._wait_ms(),
+            )
 
     def _line_up(self, request: _Request) -> None:
         """With its next item."""

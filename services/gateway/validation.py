@@ -14,6 +14,8 @@ from janus.v1 import decoder_pb2, encoder_pb2, tokenizer_pb2
 from services.common.errors import InvalidRequest
 
 MAX_STOP_STRINGS = 4
+MAX_INPUTS = 4096
+"""Texts of one request; a worker bounds their tokens."""
 ROLES = ("system", "developer", "user", "assistant")
 _NO_AGGREGATION = (
     encoder_pb2.AGGREGATION_STRATEGY_UNSPECIFIED,
@@ -112,6 +114,7 @@ def _(request: encoder_pb2.FillMaskRequest) -> None:
 def _(request: encoder_pb2.AnswerQuestionRequest) -> None:
     if not request.inputs:
         raise InvalidRequest("'inputs' needs at least one question.", param="inputs")
+    _require_count("inputs", request.inputs)
     for index, each in enumerate(request.inputs):
         for name, text in (("question", each.question), ("context", each.context)):
             if not text:
@@ -140,6 +143,7 @@ def _(request: encoder_pb2.InspectAttentionRequest) -> None:
 def _(request: encoder_pb2.EmbedTextRequest) -> None:
     if not request.input:
         raise InvalidRequest("'input' needs at least one text.", param="input")
+    _require_count("input", request.input)
     for each in request.input:
         if not (each.text or each.tokens.ids):
             raise InvalidRequest("'input' holds an empty text; there is nothing to embed.", param="input")
@@ -200,9 +204,17 @@ def _require_ranges(prefix: str, message: Message, *fields: str) -> None:
             raise InvalidRequest(f"'{param}' must be {RANGES[param]}.", param=param)
 
 
+def _require_count(name: str, given: Sequence[object]) -> None:
+    if len(given) > MAX_INPUTS:
+        raise InvalidRequest(
+            f"'{name}' has {len(given)} entries, more than {MAX_INPUTS}: send several requests.", param=name
+        )
+
+
 def _require_texts(name: str, texts: Sequence[str]) -> None:
     if not texts:
         raise InvalidRequest(f"'{name}' needs at least one text.", param=name)
+    _require_count(name, texts)
     for index, text in enumerate(texts):
         if not text:
             raise InvalidRequest(f"'{name}[{index}]' is an empty text.", param=name)
