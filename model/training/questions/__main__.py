@@ -2,24 +2,36 @@
 
 import argparse
 import json
+import random
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 
 from model.training.questions.examples import written_examples
 from model.training.questions.frame import read_frames
+from model.training.questions.pages import page_examples
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m model.training.questions", description=__doc__)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--passages", type=int, default=60, help="how often each frame is filled")
+    parser.add_argument("--passages", type=int, default=30, help="how often each frame is filled")
+    parser.add_argument("--pages", type=Path, help="a MediaWiki dump (.xml.bz2): questions on its sentences, too")
+    parser.add_argument("--language", type=Path, help="with --pages: the folder of a spaCy pipeline for English")
+    parser.add_argument("--most-pages", type=int, default=7000, help="most examples out of pages")
     parser.add_argument("--seed", type=int, default=11)
     arguments = parser.parse_args()
     frames = read_frames(Path(__file__).with_name("frames"))
     examples = written_examples(frames, arguments.passages, arguments.seed)
+    if arguments.pages is not None:
+        # No dependency of the project: whoever makes the examples installs it (DATA.md).
+        language = import_module("spacy").load(arguments.language)
+        examples += page_examples(arguments.pages, language, arguments.seed)[: arguments.most_pages]
+        random.Random(arguments.seed).shuffle(examples)
     lines = [json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in examples]
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text("".join(lines), "utf-8")
-    print(f"{len(lines)} examples from {len(frames)} frames")
+    print(f"{len(lines)} examples, {len(frames)} frames")
 
 
 if __name__ == "__main__":
