@@ -47,9 +47,11 @@ class Adapter:
             description = json.loads((folder / "adapter.json").read_text("utf-8"))
             tensors = load_file(folder / "adapter.safetensors")
             name, task = description["name"], description.get("task", _FIRST_TASK)
-            labels = tuple(description["labels"] if task == _FIRST_TASK else description.get("labels", ()))
+            labels = description["labels"] if task == _FIRST_TASK else description.get("labels", [])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise CheckpointError(f"{folder}: not an adapter: {error}") from error
+        if not isinstance(labels, list) or not all(isinstance(text, str) for text in (name, task, *labels)):
+            raise CheckpointError(f"{folder}: not an adapter: name, task and labels are texts")
 
         def ending(suffix: str) -> dict[str, Tensor]:
             return {name.removesuffix(suffix): tensor for name, tensor in tensors.items() if name.endswith(suffix)}
@@ -58,7 +60,7 @@ class Adapter:
         down, up = ending(".down"), ending(".up")
         if down.keys() != up.keys():
             raise CheckpointError(f"{folder}: factors without their counterpart: {sorted(down.keys() ^ up.keys())}")
-        return cls(name, labels, down, up, head, task)
+        return cls(name, tuple(labels), down, up, head, task)
 
     def save(self, folder: Path, *, dtype: torch.dtype = torch.bfloat16) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -69,6 +69,7 @@ def train(recipe: Recipe, base: Path, *, device: str = "auto", state: Path | Non
         adapter.save(recipe.output)
     report = {
         "validation": trainer.figures(),
+        **{path.stem: trainer.figures(objective.read(path)) for path in recipe.validation.further},
         "num_training_examples": len(training),
         "num_validation_examples": len(validation),
         "num_steps": trainer.step,

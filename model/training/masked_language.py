@@ -23,7 +23,7 @@ from model.training.objective import Trainable
 
 _MASKED, _OTHER = 0.8, 0.1
 # How many sentences the head's first weights are computed from.
-_NUM_FITTED = 20_000
+_NUM_FITTED = 8_000
 # gelu(x) is all but x up here, and the norm behind it takes the shift away again.
 _SHIFT = 4.0
 

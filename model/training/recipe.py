@@ -48,7 +48,8 @@ class Validation:
     """What is kept aside, a file or a share of the data, and what is read off it.
 
     With `every_steps`, the weights that did best by `figure` are kept, and training ends when the figure has not
-    improved `patience` times; a figure that begins with "-" is one that should be small ("-loss").
+    improved `patience` times; a figure that begins with "-" is one that should be small ("-loss"). The figures of
+    `further` files stand beside in the end, and decide nothing.
     """
 
     ratio: float = 0.0
@@ -56,6 +57,7 @@ class Validation:
     every_steps: int = 0
     figure: str = "-loss"
     patience: int = 0
+    further: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,10 +86,10 @@ class Trainer(Generic[ExampleT]):
         if self._best and (self.step == self.num_steps or self._is_over):
             _put(self.tuned.parameters, self._best)
 
-    def figures(self) -> dict[str, float]:
-        """What the weights as they are now do with the validation part."""
+    def figures(self, examples: Sequence[ExampleT] | None = None) -> dict[str, float]:
+        """What the weights as they are now do with the validation part, or with other examples."""
         with self._precision():
-            return self._objective.figures(self.tuned.model, self.tuned.head, self._validation)
+            return self._objective.figures(self.tuned.model, self.tuned.head, examples or self._validation)
 
     @property
     def _is_over(self) -> bool:

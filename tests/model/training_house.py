@@ -1,6 +1,6 @@
 """Recipes and models for the tests of training: small, and quick to learn something."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from model.checkpoints.registry import load, open_checkpoint
+from model.encoder import EncoderModel
+from model.heads import MaskedLanguageModel
+from model.normalization import LayerNorm
 from model.training.objective import Objective, Trainable
 from model.training.recipe import Optimization, Recipe, Tuning, Validation
 from model.training.trainer import Trainer
@@ -72,3 +75,12 @@ def trainer(
     tuned = TunedModel(model, made, task=objective.task, labels=objective.labels)
     objective.prepare(model, tuned.head, training)
     return Trainer(tuned, objective, made, training, validation or training)
+
+
+def masked_head(model: EncoderModel, tensors: Mapping[str, torch.Tensor]) -> MaskedLanguageModel:
+    """A masked-language head put together by hand, over the model's own token table."""
+    tokens = model.encoder.embeddings.tokens
+    head = MaskedLanguageModel(model.config.width, "gelu", LayerNorm(model.config.width, 1e-12), tokens)
+    for name, tensor in tensors.items():
+        head.get_parameter(name).data.copy_(tensor)
+    return head.eval()

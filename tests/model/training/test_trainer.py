@@ -1,5 +1,6 @@
 """The loop: a run that was cut goes on bit for bit, the best weights are kept, the rate takes its course."""
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,6 @@ def test_accumulated_passes_are_one_step(tmp_path: Path) -> None:
 
 
 def test_every_example_once_an_epoch_in_batches_within_the_budget() -> None:
-    import random
-
     examples = sentences(300, 3)
     batches = cut(examples, 64, random.Random(1))
     assert sorted(number for batch in batches for number in batch) == list(range(300))
