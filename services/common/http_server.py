@@ -13,6 +13,8 @@ from services.common.ports import open_socket
 # What the kernel keeps of a connection beyond what the reader has room for. By default it is megabytes, so a reader
 # that takes nothing would look alive for minutes; what is under way is not counted, so nobody is slowed.
 MAX_UNSENT_BYTES = 64 * 2**10
+# A request that is cut still says so to its client, and in the log.
+_LAST_WORDS_SECONDS = 1.0
 
 
 class HttpServer:
@@ -27,6 +29,8 @@ class HttpServer:
         """Close the port, let running responses end within the server's drain timeout, then cut them."""
         self._server.should_exit = True
         await self._serving
+        if cut := list(self._server.server_state.tasks):
+            await asyncio.wait(cut, timeout=_LAST_WORDS_SECONDS)
 
 
 class _Server(uvicorn.Server):

@@ -3,11 +3,12 @@
 Plain ASGI: the framework's own middleware class would stand between a stream and its socket.
 """
 
+import asyncio
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.common.errors import Internal
+from services.common.errors import Draining, Internal
 from services.common.logging import begin_request, get_logger
 from services.common.metrics import GatewayMetrics
 from services.gateway.request_context import RequestContext, request_id_from
@@ -42,6 +43,12 @@ class RequestMiddleware:
         begin_request(request_id=context.request_id)
         try:
             await self._app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            # Only the end of the drain cancels a request. Raised on, it would be a traceback in the log and a bare 500.
+            going = Draining("The server is going away.")
+            context.failed(going)
+            if not has_started:
+                await render(going, context.request_id)(scope, receive, send_with_id)
         except Exception:
             error = Internal("An internal error occurred.")
             context.failed(error)

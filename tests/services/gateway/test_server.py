@@ -21,7 +21,8 @@ from services.common.settings import GatewaySettings
 from services.gateway.server import start_gateway
 
 ROOT = Path(__file__).parents[3]
-STREAM = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
+PLAIN = {"messages": [{"role": "user", "content": "hello"}]}
+STREAM = {**PLAIN, "stream": True}
 
 
 def free_ports(count: int) -> list[int]:
@@ -52,6 +53,16 @@ def run_gateway() -> Iterator[Any]:
         child.communicate()
 
 
+async def until_listening(http: httpx.AsyncClient) -> None:
+    """Until a gateway that was just started is there, and ready."""
+    for _ in range(500):
+        try:
+            return await until_ready(http, seconds=10)
+        except httpx.ConnectError:
+            await asyncio.sleep(0.02)
+    raise AssertionError("the gateway does not listen")
+
+
 async def test_sigterm_lets_a_stream_end(run_gateway):
     encoder, decoder = FakeWorker("encoder"), FakeWorker("decoder")
     decoder.token_seconds, decoder.words = 0.1, ["x"] * 12
@@ -61,12 +72,7 @@ async def test_sigterm_lets_a_stream_end(run_gateway):
     targets = {"encoder_targets": encoder.target, "decoder_targets": decoder.target}
     child = run_gateway(http_port=http_port, grpc_port=grpc_port, **targets)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{http_port}", timeout=20) as http:
-        for _ in range(500):
-            try:
-                await until_ready(http, seconds=10)
-                break
-            except httpx.ConnectError:
-                await asyncio.sleep(0.02)
+        await until_listening(http)
         async with http.stream("POST", "/v1/chat/completions", json=STREAM) as response:
             child.send_signal(signal.SIGTERM)
             body = (await response.aread()).decode()
@@ -89,6 +95,37 @@ async def test_a_stream_that_outlives_the_drain_is_told_so(start_house: StartHou
     assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "draining"
     await draining
     await until(lambda: house.decoder.num_running == 0)
+
+
+async def test_what_the_drain_cuts_is_told_so_and_leaves_no_traceback(run_gateway):
+    encoder, decoder = FakeWorker("encoder"), FakeWorker("decoder")
+    decoder.token_seconds, decoder.words = 0.05, ["x"] * 1000
+    await encoder.start()
+    await decoder.start()
+    http_port, grpc_port = free_ports(2)
+    targets = {"encoder_targets": encoder.target, "decoder_targets": decoder.target}
+    child = run_gateway(http_port=http_port, grpc_port=grpc_port, drain_timeout_seconds=1, **targets)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{http_port}", timeout=20) as http:
+        await until_listening(http)
+        plain = asyncio.create_task(http.post("/v1/chat/completions", json=PLAIN))
+        await until(lambda: decoder.num_running == 1)
+        async with http.stream("POST", "/v1/chat/completions", json=STREAM) as response:
+            child.send_signal(signal.SIGTERM)
+            body = (await response.aread()).decode()
+        answer = await plain
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
+    assert answer.headers["x-request-id"] == answer.json()["request_id"]
+    assert int(answer.headers["retry-after-ms"]) > 0
+    assert '"code":"draining"' in body
+    assert "[DONE]" not in body
+    assert await asyncio.to_thread(child.wait, 10) == 0
+    log = child.stderr.read()
+    assert "Traceback" not in log
+    lines = [line for line in log.splitlines() if "route=/v1/chat/completions" in line]
+    assert len(lines) == 2
+    assert all("code=draining" in line for line in lines), log
+    await encoder.stop()
+    await decoder.stop()
 
 
 @pytest.mark.parametrize("flag", ["http_port", "grpc_port"])
