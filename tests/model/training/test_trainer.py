@@ -110,3 +110,16 @@ def test_the_split_is_fixed_and_apart() -> None:
     assert (len(validation), len(training)) == (10, 90)
     assert (training, validation) == split(everything, 0.1, seed=7)
     assert not {id(one) for one in training} & {id(one) for one in validation}
+
+
+def test_dropout_is_for_training_alone(tmp_path: Path) -> None:
+    """It changes what a step sees, and no figure."""
+    plain, dropping = (trainer(tmp_path, dropout=ratio) for ratio in (0.0, 0.3))
+    assert plain.figures() == dropping.figures()
+    for made in (plain, dropping):
+        made.run(until_step=1)
+    assert plain.losses != dropping.losses
+    again = trainer(tmp_path, dropout=0.3)
+    again.run(until_step=1)
+    assert dropping.losses == again.losses
+    assert dropping.figures() == again.figures()
