@@ -149,7 +149,7 @@ def _part(text: str, part: str | None) -> str:
         case "last":
             return text.split()[-1]
         case "bare":
-            return re.sub(r"^(a|an|the|his|her|their) ", "", text)
+            return re.sub(r"^(a|an|the|his|her|their) ", "", text, flags=re.IGNORECASE)
         case _:
             return text
 
