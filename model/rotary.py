@@ -5,6 +5,7 @@ feature i + E/2. q k^T then depends on the distance of two tokens, not on where 
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,9 +42,12 @@ class Rotary(nn.Module):
 def rotary_frequencies(head_width: int, parameters: Mapping[str, Any]) -> Tensor:
     """Radians a position for each pair of features, from a checkpoint's rope parameters.
 
-    Shape: `[E/2]`. Raises: CheckpointError for a rope type other than default, linear or llama3, or a missing number.
+    Shape: `[E/2]`. Raises: CheckpointError for a rope type other than default, linear or llama3, a number that is
+    missing or not above 0, or an odd width.
     """
-    theta = float(parameters.get("rope_theta", 10_000.0))
+    if head_width % 2:
+        raise CheckpointError(f"rotary positions turn pairs of features, and a head has {head_width}")
+    theta = _number(parameters, "rope_theta", 10_000.0)
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     frequencies = 1.0 / theta ** (torch.arange(0, head_width, 2, dtype=torch.int64).float() / head_width)
     if kind == "default":
@@ -59,12 +63,17 @@ def _llama3(frequencies: Tensor, parameters: Mapping[str, Any]) -> Tensor:
     """Llama 3.1's stretch: slow pairs by the full factor, fast ones not at all, a ramp between."""
     factor = _number(parameters, "factor")
     low, high = _number(parameters, "low_freq_factor"), _number(parameters, "high_freq_factor")
+    if low >= high:
+        raise CheckpointError(f"the checkpoint's rope parameter high_freq_factor is {high}, not above {low}")
     turns = _number(parameters, "original_max_position_embeddings") * frequencies / (2 * math.pi)
     share = ((turns - low) / (high - low)).clamp(0.0, 1.0)
     return frequencies / factor * (1 - share) + frequencies * share
 
 
-def _number(parameters: Mapping[str, Any], key: str) -> float:
-    if parameters.get(key) is None:
+def _number(parameters: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    value = parameters.get(key, default)
+    if value is None:
         raise CheckpointError(f"the checkpoint's rope parameters lack {key!r}")
-    return float(parameters[key])
+    if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
+        raise CheckpointError(f"the checkpoint's rope parameter {key} is not a number above 0")
+    return float(value)

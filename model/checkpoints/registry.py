@@ -48,7 +48,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def load(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """The checkpoint's model, ready for inference.
 
-    Raises: UnsupportedArchitecture; CheckpointError for tensors that are missing, unexpected or of another shape.
+    Raises: UnsupportedArchitecture; CheckpointError for a config that can't be served, for a model that no memory is
+    there for, and for tensors that are missing, unexpected or of another shape.
     """
     family = FAMILIES.get(checkpoint.architecture)
     if family is None:
@@ -58,7 +59,10 @@ def load(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) ->
         )
     architecture = _architecture(checkpoint, family)
     with torch.device(device), _default_dtype(dtype):
-        model: nn.Module = family.build(checkpoint.config, architecture, device)
+        try:
+            model: nn.Module = family.build(checkpoint.config, architecture, device)
+        except RuntimeError as error:  # torch has no narrower one for a CPU that is out of memory
+            raise CheckpointError(f"{checkpoint.path}: no memory for a model of its config's sizes: {error}") from error
     _fill(model, checkpoint, family.weights(checkpoint.config, architecture))
     return model.eval().requires_grad_(False)
 

@@ -11,7 +11,17 @@ from model.attention import MultiHeadAttention
 from model.block import EncoderBlock
 from model.embeddings import Embedding, SegmentedEmbeddings, UnsegmentedEmbeddings
 from model.encoder import Encoder, EncoderModel
-from model.families.config import refuse_other, require
+from model.families.config import (
+    MAX_BLOCKS,
+    MAX_POSITIONS,
+    MAX_VOCABULARY,
+    refuse_other,
+    require_count,
+    require_heads,
+    require_number,
+    require_object,
+    require_text,
+)
 from model.families.weight_map import WeightMap
 from model.feed_forward import FeedForward
 from model.heads import MaskedLanguageModel, SequenceClassifier, SpanExtractor, TokenClassifier
@@ -66,18 +76,19 @@ class BertConfig:
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> "BertConfig":
-        """Raises: CheckpointError for a missing key or a kind of positions that BERT never had."""
+        """Raises: CheckpointError for a key that is missing or wrong, or a kind of positions that BERT never had."""
         refuse_other(config, position_embedding_type=("absolute", None), is_decoder=(False, None))
+        width, num_heads = require_heads(config, "hidden_size", "num_attention_heads")
         return cls(
-            vocabulary_size=require(config, "vocab_size"),
-            max_positions=require(config, "max_position_embeddings"),
-            num_segments=require(config, "type_vocab_size"),
-            width=require(config, "hidden_size"),
-            num_blocks=require(config, "num_hidden_layers"),
-            num_heads=require(config, "num_attention_heads"),
-            inner_width=require(config, "intermediate_size"),
-            activation=require(config, "hidden_act"),
-            epsilon=require(config, "layer_norm_eps"),
+            vocabulary_size=require_count(config, "vocab_size", most=MAX_VOCABULARY),
+            max_positions=require_count(config, "max_position_embeddings", most=MAX_POSITIONS),
+            num_segments=require_count(config, "type_vocab_size"),
+            width=width,
+            num_blocks=require_count(config, "num_hidden_layers", most=MAX_BLOCKS),
+            num_heads=num_heads,
+            inner_width=require_count(config, "intermediate_size"),
+            activation=require_text(config, "hidden_act"),
+            epsilon=require_number(config, "layer_norm_eps"),
             num_labels=count_labels(config),
         )
 
@@ -88,7 +99,8 @@ class BertConfig:
 
 
 def count_labels(config: Mapping[str, Any]) -> int:
-    return len(config["id2label"]) if "id2label" in config else int(config.get("num_labels", 2))
+    """As many as have names, else as many as it says. Raises: CheckpointError."""
+    return len(require_object(config, "id2label", {})) or require_count(config, "num_labels", 2)
 
 
 def build(config: Mapping[str, Any], architecture: str, device: torch.device) -> EncoderModel:

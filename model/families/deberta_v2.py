@@ -19,7 +19,16 @@ from model.encoder import Encoder, EncoderModel
 from model.errors import CheckpointError
 from model.families import bert
 from model.families.bert import BertConfig
-from model.families.config import refuse_other, require
+from model.families.config import (
+    MAX_BLOCKS,
+    MAX_POSITIONS,
+    MAX_VOCABULARY,
+    refuse_other,
+    require_count,
+    require_heads,
+    require_number,
+    require_text,
+)
 from model.families.weight_map import WeightMap
 from model.feed_forward import Activation, FeedForward
 from model.kernels import select_kernel
@@ -100,39 +109,48 @@ class DebertaV2Config(BertConfig):
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> "DebertaV2Config":
-        """Raises: CheckpointError for a missing key, or for a part that DeBERTa-v2 has not."""
-        width, num_heads = require(config, "hidden_size"), require(config, "num_attention_heads")
+        """Raises: CheckpointError for a key that is missing or wrong, or for a part that DeBERTa-v2 has not."""
+        width, num_heads = require_heads(config, "hidden_size", "num_attention_heads")
         refuse_other(config, attention_head_size=(width // num_heads, None), pooler_hidden_size=(width, None))
-        max_positions = require(config, "max_position_embeddings")
+        max_positions = require_count(config, "max_position_embeddings", most=MAX_POSITIONS)
         has_relative = bool(config.get("relative_attention"))
         relative_norms = _words(config, "norm_rel_ebd", ("none", "layer_norm"))
-        max_distance = config.get("max_relative_positions") or -1
-        convolution_size = config.get("conv_kernel_size") or 0
+        # These three say "none" as 0 or -1.
+        max_distance = require_count(config, "max_relative_positions", -1, least=-1, most=MAX_POSITIONS)
+        num_buckets = require_count(config, "position_buckets", -1, least=-1, most=MAX_POSITIONS)
+        convolution_size = require_count(config, "conv_kernel_size", 0, least=-1)
+        if num_buckets == 1:
+            raise CheckpointError("the checkpoint's position_buckets is 1; served: two and more")
         if convolution_size > 0 and convolution_size % 2 == 0:
             raise CheckpointError(f"the checkpoint's conv_kernel_size is {convolution_size}; served: odd sizes")
+        convolution_groups = require_count(config, "conv_groups", 1)
+        if width % convolution_groups:
+            raise CheckpointError(
+                f"the checkpoint's hidden_size, {width}, can't be cut into {convolution_groups} groups"
+            )
         return cls(
-            vocabulary_size=require(config, "vocab_size"),
+            vocabulary_size=require_count(config, "vocab_size", most=MAX_VOCABULARY),
             max_positions=max_positions,
-            num_segments=config.get("type_vocab_size") or 0,
+            num_segments=require_count(config, "type_vocab_size", 0, least=0),
             width=width,
-            num_blocks=require(config, "num_hidden_layers"),
+            num_blocks=require_count(config, "num_hidden_layers", most=MAX_BLOCKS),
             num_heads=num_heads,
-            inner_width=require(config, "intermediate_size"),
-            activation=require(config, "hidden_act"),
-            epsilon=require(config, "layer_norm_eps"),
+            inner_width=require_count(config, "intermediate_size"),
+            activation=require_text(config, "hidden_act"),
+            epsilon=require_number(config, "layer_norm_eps"),
             num_labels=bert.count_labels(config),
-            table_width=config.get("embedding_size") or width,
-            has_positions=config.get("position_biased_input", True),
+            table_width=require_count(config, "embedding_size", width),
+            has_positions=bool(config.get("position_biased_input", True)),
             has_relative=has_relative,
             terms=_words(config, "pos_att_type", ("c2p", "p2c")),
             is_shared=bool(config.get("share_att_key")),
             has_relative_norm="layer_norm" in relative_norms,
-            num_buckets=max(config.get("position_buckets") or 0, 0),
+            num_buckets=max(num_buckets, 0),
             max_distance=max_distance if max_distance >= 1 else max_positions,
             convolution_size=max(convolution_size, 0),
-            convolution_groups=config.get("conv_groups") or 1,
-            convolution_activation=config.get("conv_act", "tanh"),
-            pooler_activation=config.get("pooler_hidden_act", "gelu"),
+            convolution_groups=convolution_groups,
+            convolution_activation=require_text(config, "conv_act", "tanh"),
+            pooler_activation=require_text(config, "pooler_hidden_act", "gelu"),
         )
 
     @property
@@ -190,7 +208,10 @@ def weights(config: Mapping[str, Any], architecture: str) -> WeightMap:
 def _words(config: Mapping[str, Any], key: str, known: tuple[Any, ...]) -> tuple[Any, ...]:
     """A list of words, or one text with bars between them; in the order in which they are known."""
     value = config.get(key) or ()
-    words = [word.strip().lower() for word in (value.split("|") if isinstance(value, str) else value)]
+    listed = value.split("|") if isinstance(value, str) else value
+    if not isinstance(listed, list | tuple) or not all(isinstance(word, str) for word in listed):
+        raise CheckpointError(f"the checkpoint's {key} is {value!r}; served: {', '.join(known)}")
+    words = [word.strip().lower() for word in listed]
     if unknown := [word for word in words if word not in known]:
         raise CheckpointError(f"the checkpoint's {key} is {value!r}, with {unknown[0]!r}; served: {', '.join(known)}")
     return tuple(word for word in known if word in words)

@@ -9,7 +9,14 @@ from model.embeddings import Embedding, UnsegmentedEmbeddings
 from model.encoder import EncoderModel
 from model.families import bert
 from model.families.bert import BertConfig
-from model.families.config import require
+from model.families.config import (
+    MAX_BLOCKS,
+    MAX_POSITIONS,
+    MAX_VOCABULARY,
+    require_count,
+    require_heads,
+    require_text,
+)
 from model.families.weight_map import WeightMap
 from model.normalization import LayerNorm
 
@@ -43,16 +50,20 @@ _IGNORED = (r"embeddings\.position_ids", r"vocab_projector\.weight")
 
 
 def read(config: Mapping[str, Any]) -> BertConfig:
-    """What a checkpoint's config.json says, under names of its own. Raises: CheckpointError for a missing key."""
+    """What a checkpoint's config.json says, under names of its own.
+
+    Raises: CheckpointError for a key that is missing or wrong.
+    """
+    width, num_heads = require_heads(config, "dim", "n_heads")
     return BertConfig(
-        vocabulary_size=require(config, "vocab_size"),
-        max_positions=require(config, "max_position_embeddings"),
+        vocabulary_size=require_count(config, "vocab_size", most=MAX_VOCABULARY),
+        max_positions=require_count(config, "max_position_embeddings", most=MAX_POSITIONS),
         num_segments=0,
-        width=require(config, "dim"),
-        num_blocks=require(config, "n_layers"),
-        num_heads=require(config, "n_heads"),
-        inner_width=require(config, "hidden_dim"),
-        activation=require(config, "activation"),
+        width=width,
+        num_blocks=require_count(config, "n_layers", most=MAX_BLOCKS),
+        num_heads=num_heads,
+        inner_width=require_count(config, "hidden_dim"),
+        activation=require_text(config, "activation"),
         epsilon=1e-12,
         num_labels=bert.count_labels(config),
     )

@@ -11,7 +11,7 @@ from model.embeddings import Embedding, ProjectedEmbeddings, SegmentedEmbeddings
 from model.encoder import EncoderModel
 from model.families import bert
 from model.families.bert import BertConfig
-from model.families.config import require
+from model.families.config import require_count
 from model.families.weight_map import WeightMap
 from model.heads import ReplacedTokenDetector
 from model.linear import Linear
@@ -49,7 +49,7 @@ class ElectraConfig(BertConfig):
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> "ElectraConfig":
-        return cls(**asdict(BertConfig.read(config)), table_width=require(config, "embedding_size"))
+        return cls(**asdict(BertConfig.read(config)), table_width=require_count(config, "embedding_size"))
 
 
 def build(config: Mapping[str, Any], architecture: str, device: torch.device) -> EncoderModel:

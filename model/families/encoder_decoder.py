@@ -8,7 +8,7 @@ import torch
 from model.encoder_decoder import EncoderDecoder
 from model.errors import CheckpointError
 from model.families import bert, gpt2
-from model.families.config import require
+from model.families.config import require_object
 from model.families.weight_map import WeightMap
 
 ARCHITECTURES = ("EncoderDecoderModel",)
@@ -38,7 +38,7 @@ def weights(config: Mapping[str, Any], architecture: str) -> WeightMap:
 
 
 def _halves(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    halves = require(config, "encoder"), require(config, "decoder")
+    halves = require_object(config, "encoder"), require_object(config, "decoder")
     kinds = tuple(half.get("model_type") for half in halves)
     if kinds != ("bert", "gpt2"):
         raise CheckpointError(f"an encoder-decoder of {kinds[0]} and {kinds[1]} is not served; served: bert and gpt2")

@@ -10,7 +10,16 @@ from model.attention import MultiHeadAttention
 from model.block import DecoderBlock
 from model.decoder import CausalLanguageModel, Decoder
 from model.embeddings import PositionedEmbeddings
-from model.families.config import refuse_other, require
+from model.families.config import (
+    MAX_BLOCKS,
+    MAX_POSITIONS,
+    MAX_VOCABULARY,
+    refuse_other,
+    require_count,
+    require_heads,
+    require_number,
+    require_text,
+)
 from model.families.weight_map import WeightMap
 from model.feed_forward import FeedForward
 from model.heads import LanguageModelHead
@@ -57,23 +66,23 @@ class GPT2Config:
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> "GPT2Config":
-        """Raises: CheckpointError for a missing key or an attention scale that is not served."""
+        """Raises: CheckpointError for a key that is missing or wrong, or an attention scale that is not served."""
         refuse_other(
             config,
             scale_attn_by_inverse_layer_idx=(False, None),
             scale_attn_weights=(True, None),
             tie_word_embeddings=(True, None),
         )
-        width = require(config, "n_embd")
+        width, num_heads = require_heads(config, "n_embd", "n_head")
         return cls(
-            vocabulary_size=require(config, "vocab_size"),
-            max_positions=require(config, "n_positions"),
+            vocabulary_size=require_count(config, "vocab_size", most=MAX_VOCABULARY),
+            max_positions=require_count(config, "n_positions", most=MAX_POSITIONS),
             width=width,
-            num_blocks=require(config, "n_layer"),
-            num_heads=require(config, "n_head"),
-            inner_width=config.get("n_inner") or 4 * width,
-            activation=require(config, "activation_function"),
-            epsilon=require(config, "layer_norm_epsilon"),
+            num_blocks=require_count(config, "n_layer", most=MAX_BLOCKS),
+            num_heads=num_heads,
+            inner_width=require_count(config, "n_inner", 4 * width),
+            activation=require_text(config, "activation_function"),
+            epsilon=require_number(config, "layer_norm_epsilon"),
             has_cross_attention=bool(config.get("add_cross_attention")),
         )
 

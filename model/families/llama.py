@@ -10,7 +10,18 @@ from model.attention import MultiHeadAttention
 from model.block import DecoderBlock
 from model.decoder import CausalLanguageModel, Decoder
 from model.embeddings import TokenEmbeddings
-from model.families.config import require
+from model.errors import CheckpointError
+from model.families.config import (
+    MAX_BLOCKS,
+    MAX_HEADS,
+    MAX_POSITIONS,
+    MAX_VOCABULARY,
+    require_count,
+    require_heads,
+    require_number,
+    require_object,
+    require_text,
+)
 from model.families.weight_map import WeightMap
 from model.feed_forward import GatedFeedForward
 from model.heads import LanguageModelHead
@@ -59,22 +70,34 @@ class LlamaConfig:
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> "LlamaConfig":
-        """Raises: CheckpointError for a missing key."""
-        width, num_heads = require(config, "hidden_size"), require(config, "num_attention_heads")
+        """Raises: CheckpointError for a key that is missing or wrong."""
+        if config.get("head_dim") is None:
+            width, num_heads = require_heads(config, "hidden_size", "num_attention_heads")
+        else:
+            width = require_count(config, "hidden_size")
+            num_heads = require_count(config, "num_attention_heads", most=MAX_HEADS)
+        num_key_value_heads = require_count(config, "num_key_value_heads", num_heads, most=num_heads)
+        if num_heads % num_key_value_heads:
+            raise CheckpointError(
+                f"the checkpoint's num_key_value_heads, {num_key_value_heads}, don't divide {num_heads} heads"
+            )
         # Older exports keep theta at the root and the stretch in `rope_scaling`; newer ones have one dictionary.
-        rotary = {"rope_theta": config.get("rope_theta", 10_000.0), **(config.get("rope_scaling") or {})}
-        rotary |= config.get("rope_parameters") or {}
+        rotary = {
+            "rope_theta": require_number(config, "rope_theta", 10_000.0),
+            **require_object(config, "rope_scaling", {}),
+            **require_object(config, "rope_parameters", {}),
+        }
         return cls(
-            vocabulary_size=require(config, "vocab_size"),
-            max_positions=require(config, "max_position_embeddings"),
+            vocabulary_size=require_count(config, "vocab_size", most=MAX_VOCABULARY),
+            max_positions=require_count(config, "max_position_embeddings", most=MAX_POSITIONS),
             width=width,
-            num_blocks=require(config, "num_hidden_layers"),
+            num_blocks=require_count(config, "num_hidden_layers", most=MAX_BLOCKS),
             num_query_heads=num_heads,
-            num_key_value_heads=config.get("num_key_value_heads") or num_heads,
-            head_width=config.get("head_dim") or width // num_heads,
-            inner_width=require(config, "intermediate_size"),
-            activation=config.get("hidden_act", "silu"),
-            epsilon=require(config, "rms_norm_eps"),
+            num_key_value_heads=num_key_value_heads,
+            head_width=require_count(config, "head_dim", width // num_heads),
+            inner_width=require_count(config, "intermediate_size"),
+            activation=require_text(config, "hidden_act", "silu"),
+            epsilon=require_number(config, "rms_norm_eps"),
             rotary=rotary,
             has_attention_bias=bool(config.get("attention_bias")),
             has_feed_forward_bias=bool(config.get("mlp_bias")),

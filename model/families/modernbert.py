@@ -13,7 +13,17 @@ from model.embeddings import Embedding, NormedEmbeddings
 from model.encoder import Encoder, EncoderModel
 from model.errors import CheckpointError
 from model.families import bert
-from model.families.config import refuse_other, require
+from model.families.config import (
+    MAX_BLOCKS,
+    MAX_POSITIONS,
+    MAX_VOCABULARY,
+    refuse_other,
+    require_count,
+    require_heads,
+    require_number,
+    require_object,
+    require_text,
+)
 from model.families.weight_map import WeightMap
 from model.feed_forward import GatedFeedForward
 from model.heads import (
@@ -96,25 +106,26 @@ class ModernBertConfig:
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> "ModernBertConfig":
-        """Raises: CheckpointError for a missing key, or for a kind of attention or of pooling that is not known."""
+        """Raises: CheckpointError for a key that is missing or wrong, or an unknown kind of attention or of pooling."""
         refuse_other(config, classifier_pooling=(*_POOLS, None))
+        width, num_heads = require_heads(config, "hidden_size", "num_attention_heads")
         return cls(
-            vocabulary_size=require(config, "vocab_size"),
-            max_positions=require(config, "max_position_embeddings"),
-            width=require(config, "hidden_size"),
-            num_heads=require(config, "num_attention_heads"),
-            inner_width=require(config, "intermediate_size"),
+            vocabulary_size=require_count(config, "vocab_size", most=MAX_VOCABULARY),
+            max_positions=require_count(config, "max_position_embeddings", most=MAX_POSITIONS),
+            width=width,
+            num_heads=num_heads,
+            inner_width=require_count(config, "intermediate_size"),
             kinds=_kinds(config),
-            window=require(config, "local_attention") // 2,
+            window=require_count(config, "local_attention", most=MAX_POSITIONS) // 2,
             rotary={kind: _rotary(config, kind) for kind in _THETAS},
-            activation=config.get("hidden_activation", "gelu"),
-            head_activation=config.get("classifier_activation", "gelu"),
-            epsilon=config.get("norm_eps", 1e-5),
+            activation=require_text(config, "hidden_activation", "gelu"),
+            head_activation=require_text(config, "classifier_activation", "gelu"),
+            epsilon=require_number(config, "norm_eps", 1e-5),
             has_norm_bias=bool(config.get("norm_bias")),
             has_attention_bias=bool(config.get("attention_bias")),
             has_feed_forward_bias=bool(config.get("mlp_bias")),
             has_head_bias=bool(config.get("classifier_bias")),
-            has_decoder_bias=config.get("decoder_bias", True),
+            has_decoder_bias=bool(config.get("decoder_bias", True)),
             pooling=config.get("classifier_pooling") or "cls",
             num_labels=bert.count_labels(config),
         )
@@ -150,12 +161,12 @@ def weights(config: Mapping[str, Any], architecture: str) -> WeightMap:
 
 def _kinds(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Each block's kind of attention: listed, or in older configs global every so many blocks."""
-    num_blocks = require(config, "num_hidden_layers")
-    every = config.get("global_attn_every_n_layers", 3)
+    num_blocks = require_count(config, "num_hidden_layers", most=MAX_BLOCKS)
+    every = require_count(config, "global_attn_every_n_layers", 3)
     kinds = config.get("layer_types") or [
         "sliding_attention" if i % every else "full_attention" for i in range(num_blocks)
     ]
-    if len(kinds) != num_blocks or not set(kinds) <= _THETAS.keys():
+    if not isinstance(kinds, list) or len(kinds) != num_blocks or any(kind not in list(_THETAS) for kind in kinds):
         raise CheckpointError(
             f"the checkpoint's layer_types are {kinds!r}; served: {num_blocks} of {', '.join(_THETAS)}"
         )
@@ -165,8 +176,11 @@ def _kinds(config: Mapping[str, Any]) -> tuple[str, ...]:
 def _rotary(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """One dictionary a kind, or in older configs a theta a kind and one stretch for both."""
     key, theta = _THETAS[kind]
-    parameters = (config.get("rope_parameters") or {}).get(kind) or {}
-    return {"rope_theta": config.get(key) or theta, **(config.get("rope_scaling") or {}), **parameters}
+    return {
+        "rope_theta": require_number(config, key, theta),
+        **require_object(config, "rope_scaling", {}),
+        **require_object(require_object(config, "rope_parameters", {}), kind, {}),
+    }
 
 
 def _turn(c: ModernBertConfig, kind: str) -> Rotary:

@@ -14,7 +14,16 @@ from model.embeddings import Embedding, LaterRows, UnsegmentedEmbeddings
 from model.encoder import Encoder, EncoderModel
 from model.families import bert
 from model.families.bert import BertConfig
-from model.families.config import refuse_other, require
+from model.families.config import (
+    MAX_BLOCKS,
+    MAX_POSITIONS,
+    MAX_VOCABULARY,
+    refuse_other,
+    require_count,
+    require_heads,
+    require_number,
+    require_text,
+)
 from model.families.weight_map import WeightMap
 from model.feed_forward import FeedForward
 from model.kernels import select_kernel
@@ -55,18 +64,23 @@ _NUM_BUCKETS, _MAX_DISTANCE = 32, 128
 
 
 def read(config: Mapping[str, Any]) -> BertConfig:
-    """What a checkpoint's config.json says. Raises: CheckpointError for a missing key or other buckets."""
+    """What a checkpoint's config.json says.
+
+    Raises: CheckpointError for a key that is missing or wrong, or other buckets.
+    """
     refuse_other(config, relative_attention_num_buckets=(_NUM_BUCKETS, None))
+    width, num_heads = require_heads(config, "hidden_size", "num_attention_heads")
+    num_rows = require_count(config, "max_position_embeddings", least=_FIRST_POSITION + 1, most=MAX_POSITIONS)
     return BertConfig(
-        vocabulary_size=require(config, "vocab_size"),
-        max_positions=require(config, "max_position_embeddings") - _FIRST_POSITION,
+        vocabulary_size=require_count(config, "vocab_size", most=MAX_VOCABULARY),
+        max_positions=num_rows - _FIRST_POSITION,
         num_segments=0,
-        width=require(config, "hidden_size"),
-        num_blocks=require(config, "num_hidden_layers"),
-        num_heads=require(config, "num_attention_heads"),
-        inner_width=require(config, "intermediate_size"),
-        activation=require(config, "hidden_act"),
-        epsilon=require(config, "layer_norm_eps"),
+        width=width,
+        num_blocks=require_count(config, "num_hidden_layers", most=MAX_BLOCKS),
+        num_heads=num_heads,
+        inner_width=require_count(config, "intermediate_size"),
+        activation=require_text(config, "hidden_act"),
+        epsilon=require_number(config, "layer_norm_eps"),
         num_labels=bert.count_labels(config),
     )
 

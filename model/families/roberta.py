@@ -12,8 +12,10 @@ import torch
 
 from model.embeddings import Embedding, FirstRow, LaterRows, SegmentedEmbeddings
 from model.encoder import EncoderModel
+from model.errors import CheckpointError
 from model.families import bert
 from model.families.bert import BertConfig
+from model.families.config import MAX_VOCABULARY, require_count
 from model.families.weight_map import WeightMap
 from model.normalization import LayerNorm
 
@@ -38,8 +40,11 @@ class RobertaConfig(BertConfig):
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> "RobertaConfig":
+        """Raises: CheckpointError, also where the rows for none leave none."""
         c = BertConfig.read(config)
-        first = int(config.get("pad_token_id", 1)) + 1
+        first = require_count(config, "pad_token_id", 1, least=0, most=MAX_VOCABULARY) + 1
+        if c.max_positions <= first:
+            raise CheckpointError(f"the checkpoint's {c.max_positions} positions start at row {first}")
         return cls(**{**asdict(c), "max_positions": c.max_positions - first, "first_position": first})
 
 

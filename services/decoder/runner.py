@@ -4,6 +4,7 @@ It loads the checkpoint, owns the cache's tensors, lays a batch out for the mode
 """
 
 import time
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from model.checkpoints.registry import load, open_checkpoint
 from model.decoder import CausalLanguageModel
 from model.device import resolve_device
-from model.errors import DeviceError, ModelError
+from model.errors import CheckpointError, DeviceError, ModelError
+from model.families.config import require_count, require_number
 from model.metadata import AttentionMetadata
 from model.sampling import Sampler, SamplingParams
 from model.tokenizer import IncrementalDetokenizer
@@ -40,6 +42,8 @@ class Runner:
             self.tokenizer = checkpoint.tokenizer()
             model = load(checkpoint, device=self._device, dtype=_dtype(settings.dtype, self._device))
             self.digest = checkpoint.digest
+            self.generation_config = _named(checkpoint.generation_config)
+            self.stop_ids = _stop_ids(checkpoint.generation_config, checkpoint.config)
         except DeviceError as error:
             raise ConfigurationError(f"{setting_of(settings, 'device')}: {error}") from error
         except ModelError as error:
@@ -51,8 +55,6 @@ class Runner:
         self._sampler = Sampler()
         self.chat_template = checkpoint.chat_template
         self.bos_token, self.eos_token = self.tokenizer.bos_token, self.tokenizer.eos_token
-        self.generation_config = checkpoint.generation_config
-        self.stop_ids = _stop_ids(checkpoint.generation_config, checkpoint.config)
         self.max_context_tokens: int = model.config.max_positions
         self.vocabulary_size: int = model.config.vocabulary_size
         self.block_size = settings.block_size
@@ -173,10 +175,25 @@ def _cache_setting(settings: DecoderSettings) -> str:
     return setting_of(settings, "num_cache_tokens" if settings.num_cache_tokens else "cache_bytes")
 
 
-def _stop_ids(*configs: Any) -> frozenset[int]:
-    """The checkpoint's end tokens, from the first config that names any."""
+def _named(generation_config: Mapping[str, Any]) -> dict[str, Any]:
+    """What it names; null names nothing. Raises: CheckpointError for a way to draw tokens that is none."""
+    named = {key: value for key, value in generation_config.items() if value is not None}
+    if "temperature" in named:
+        require_number(named, "temperature", may_be_zero=True, most=2)
+    if "top_p" in named:
+        require_number(named, "top_p", most=1)
+    if "top_k" in named:
+        require_count(named, "top_k", least=0)
+    return named
+
+
+def _stop_ids(*configs: Mapping[str, Any]) -> frozenset[int]:
+    """The checkpoint's end tokens, from the first config that names any. Raises: CheckpointError for other things."""
     for config in configs:
         named = config.get("eos_token_id")
         if named is not None and named != []:
-            return frozenset(named if isinstance(named, list) else [named])
+            listed = named if isinstance(named, list) else [named]
+            if not all(type(token) is int and token >= 0 for token in listed):
+                raise CheckpointError(f"the checkpoint's eos_token_id is {named!r}, not a token or a list of tokens")
+            return frozenset(listed)
     return frozenset()
