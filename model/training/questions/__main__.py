@@ -9,24 +9,29 @@ from pathlib import Path
 
 from model.training.questions.examples import written_examples
 from model.training.questions.frame import read_frames
-from model.training.questions.pages import page_examples
+from model.training.questions.pages import page_examples, sentence_examples
+
+_SENTENCES = Path(__file__).parents[1] / "data" / "everyday.txt"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m model.training.questions", description=__doc__)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--passages", type=int, default=30, help="how often each frame is filled")
-    parser.add_argument("--pages", type=Path, help="a MediaWiki dump (.xml.bz2): questions on its sentences, too")
-    parser.add_argument("--language", type=Path, help="with --pages: the folder of a spaCy pipeline for English")
-    parser.add_argument("--most-pages", type=int, default=7000, help="most examples out of pages")
-    parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--passages", type=int, default=20, help="how often each frame is filled")
+    parser.add_argument("--language", type=Path, help="the folder of a spaCy pipeline for English: more examples")
+    parser.add_argument("--texts", type=int, default=1800, help="with a language: texts of simple sentences")
+    parser.add_argument("--pages", type=Path, help="with a language: a MediaWiki dump (.xml.bz2)")
+    parser.add_argument("--page-examples", type=int, default=4000, help="how many out of the dump")
+    parser.add_argument("--seed", type=int, default=21)
     arguments = parser.parse_args()
     frames = read_frames(Path(__file__).with_name("frames"))
     examples = written_examples(frames, arguments.passages, arguments.seed)
-    if arguments.pages is not None:
+    if arguments.language is not None:
         # No dependency of the project: whoever makes the examples installs it (DATA.md).
         language = import_module("spacy").load(arguments.language)
-        examples += page_examples(arguments.pages, language, arguments.seed)[: arguments.most_pages]
+        examples += sentence_examples(_SENTENCES, arguments.texts, language, arguments.seed)
+        if arguments.pages is not None:
+            examples += page_examples(arguments.pages, language, arguments.seed)[: arguments.page_examples]
         random.Random(arguments.seed).shuffle(examples)
     lines = [json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in examples]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from model.training.questions.words import is_first_name, kind_of
+
 _PERSON, _PLACE, _TIME = ("PERSON",), ("GPE", "LOC", "FAC"), ("DATE", "TIME")
 _SUBJECTS = ("nsubj", "nsubjpass")
 _LEFT_OUT = ("punct", "cc", "conj", "advcl", "parataxis", "ccomp", "mark")
@@ -66,16 +68,7 @@ def _who(verb: Any, subject: Any, chance: random.Random) -> Iterator[Asked]:
     """The subject is asked for: nothing changes place."""
     if subject.pos_ not in ("NOUN", "PROPN") or verb.dep_ == "relcl":
         return
-    if subject.ent_type_ in _PERSON:
-        word = "Who"
-    elif subject.ent_type_ in _PLACE:
-        word = chance.choice(("Which place", "What place", "What"))
-    elif subject.ent_type_ in ("ORG", "NORP"):
-        word = chance.choice(("Who", "Which group", "What"))
-    elif subject.tag_ in ("NN", "NNS"):
-        word = chance.choice(("What", f"Which {subject.lower_}" if not list(subject.rights) else "What"))
-    else:
-        word = "What"
+    word = _asking(subject, chance)
     behind = _rest(verb, None)
     if not behind:
         return
@@ -88,14 +81,34 @@ def _who(verb: Any, subject: Any, chance: random.Random) -> Iterator[Asked]:
         yield _make(f"{word} {rest}?", _phrase(subject))
 
 
+def _asking(noun: Any, chance: random.Random) -> str:
+    """What a question about a noun begins with: by its kind where that can be told."""
+    if _is_person(noun):
+        return "Who"
+    if noun.ent_type_ in _PLACE:
+        return chance.choice(("Which place", "What place", "What"))
+    if noun.ent_type_ in ("ORG", "NORP"):
+        return chance.choice(("Which group", "Who", "What"))
+    if kind := kind_of(noun.lemma_.lower()):
+        return chance.choice((f"Which {kind}", f"What {kind}", "What"))
+    if any(child.dep_ in ("amod", "compound") for child in noun.lefts) and noun.tag_ in ("NN", "NNS"):
+        return chance.choice((f"Which {noun.lower_}", f"What {noun.lower_}", "What", "What"))
+    return "What"
+
+
+def _is_person(noun: Any) -> bool:
+    if noun.i <= noun.sent.start + 1 and is_first_name(noun.sent[0].text):
+        return True
+    return noun.ent_type_ in _PERSON or kind_of(noun.lemma_.lower()) == "person"
+
+
 def _object(verb: Any, subject: Any, target: Any, chance: random.Random) -> Iterator[Asked]:
     numbers = [child for child in target.children if child.dep_ == "nummod"]
     if numbers and chance.random() < 0.8 and target.tag_ == "NNS":
         counted = " ".join(t.text for t in target.subtree if numbers[0].i < t.i <= target.i)
         yield _make(_inverted(f"How many {counted}", verb, subject, target), numbers)
     else:
-        word = "Who" if target.ent_type_ in _PERSON else "What"
-        yield _make(_inverted(word, verb, subject, target), _phrase(target))
+        yield _make(_inverted(_asking(target, chance), verb, subject, target), _phrase(target))
 
 
 def _of_preposition(verb: Any, subject: Any, child: Any, target: Any, chance: random.Random) -> Iterator[Asked]:
@@ -104,9 +117,9 @@ def _of_preposition(verb: Any, subject: Any, child: Any, target: Any, chance: ra
     is_duration = target.lemma_.lower() in _UNITS
     if preposition == "by" and child.dep_ == "agent":
         if chance.random() < 0.5:
-            yield _make(_inverted("Who" if kind in _PERSON else "What", verb, subject, child, behind="by"), phrase)
+            yield _make(_inverted(_asking(target, chance), verb, subject, child, behind="by"), phrase)
         else:
-            yield _make(_inverted("By whom" if kind in _PERSON else "By what", verb, subject, child), phrase)
+            yield _make(_inverted("By whom" if _is_person(target) else "By what", verb, subject, child), phrase)
     elif preposition == "for" and is_duration:
         yield _make(_inverted(chance.choice(("How long", "For how long")), verb, subject, child), phrase)
     elif (
@@ -128,8 +141,7 @@ def _of_preposition(verb: Any, subject: Any, child: Any, target: Any, chance: ra
     elif preposition == "because" or child.text.lower() in ("due",):
         yield _make(_inverted("Why", verb, subject, child), phrase)
     elif preposition in ("with", "to", "for", "from", "about", "of", "against", "into", "on", "as"):
-        word = "Who" if kind in _PERSON else "What"
-        yield _make(_inverted(word, verb, subject, child, behind=preposition), phrase)
+        yield _make(_inverted(_asking(target, chance), verb, subject, child, behind=preposition), phrase)
 
 
 def _reason(verb: Any, subject: Any, child: Any, chance: random.Random) -> Iterator[Asked]:

@@ -52,6 +52,21 @@ def _lists() -> dict[str, list[str]]:
     return lists
 
 
+def kind_of(noun: str) -> str:
+    """ "animal" for a fox, "person" for a farmer, "" for what no list has."""
+    return _kinds().get(noun, "")
+
+
+def is_first_name(word: str) -> bool:
+    return word in _lists()["mans first"] or word in _lists()["womans first"]
+
+
+@cache
+def _kinds() -> dict[str, str]:
+    kinds = {name.removeprefix("kind "): nouns for name, nouns in _lists().items() if name.startswith("kind ")}
+    return {noun: kind for kind, nouns in kinds.items() for noun in nouns}
+
+
 class Words:
     """The words of one passage: no list gives the same thing twice, and amounts of money are of one kind."""
 
