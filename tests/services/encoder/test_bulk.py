@@ -132,7 +132,9 @@ async def test_a_client_that_cancels_between_two_answers(house: House) -> None:
     await call.write(each("a"))
     assert (await call.read()).sequence == 0
     house.script.gate.clear()
-    for _ in range(5):
+    await call.write(each("a"))
+    await until(lambda: len(house.script.batches) == 2)
+    for _ in range(4):
         await call.write(each("a"))
     await until(lambda: num_waiting(house) == 4)
     call.cancel()
