@@ -17,7 +17,7 @@ NUM_CLIENTS = 200
 MAX_QUEUE_REQUESTS = 19
 TEXT = "A film that is neither good nor bad, but long. " * 40
 MAX_BATCH_TOKENS = 512
-SECONDS = 10.0
+SECONDS = 15.0
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_ten_times_the_load(narrow_stack: Stack) -> None:
     served = [answer for answer in answers if answer.status == 200]
     refused = [answer for answer in answers if answer.status == 429]
     assert len(served) + len(refused) == len(answers), "nothing but answers and refusals"
-    assert len(served) > NUM_CLIENTS / 2
+    assert len(served) > 2 * MAX_QUEUE_REQUESTS, "the queue turned over more than once"
     assert len(refused) > NUM_CLIENTS / 2
 
     beyond_queue_ms = statistics.quantiles([one.latency_ms - one.queue_ms for one in served], n=100)[98]
