@@ -17,11 +17,11 @@ _SENTENCES = Path(__file__).parents[1] / "data" / "everyday.txt"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m model.training.questions", description=__doc__)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--passages", type=int, default=20, help="how often each frame is filled")
+    parser.add_argument("--passages", type=int, default=16, help="how often each frame is filled")
     parser.add_argument("--language", type=Path, help="the folder of a spaCy pipeline for English: more examples")
-    parser.add_argument("--texts", type=int, default=1800, help="with a language: texts of simple sentences")
+    parser.add_argument("--texts", type=int, default=1600, help="with a language: texts of simple sentences")
     parser.add_argument("--pages", type=Path, help="with a language: a MediaWiki dump (.xml.bz2)")
-    parser.add_argument("--page-examples", type=int, default=4000, help="how many out of the dump")
+    parser.add_argument("--paragraphs", type=int, default=800, help="with pages: how many paragraphs")
     parser.add_argument("--seed", type=int, default=21)
     arguments = parser.parse_args()
     frames = read_frames(Path(__file__).with_name("frames"))
@@ -31,7 +31,7 @@ def main() -> None:
         language = import_module("spacy").load(arguments.language)
         examples += sentence_examples(_SENTENCES, arguments.texts, language, arguments.seed)
         if arguments.pages is not None:
-            examples += page_examples(arguments.pages, language, arguments.seed)[: arguments.page_examples]
+            examples += page_examples(arguments.pages, arguments.paragraphs, language, arguments.seed)
         random.Random(arguments.seed).shuffle(examples)
     lines = [json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in examples]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

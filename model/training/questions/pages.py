@@ -17,9 +17,11 @@ _NAMED_RATIO = 0.6
 _EMPTY = re.compile(r"(?:the|an?|this|that|his|her|its)?\W*", re.IGNORECASE)
 
 
-def page_examples(dump: Path, language: Any, seed: int) -> list[Example]:
-    """A few questions on each paragraph of a dump; the same for the same seed and the same parser."""
-    return _examples(paragraphs(dump, least=160, most=480), language, random.Random(seed))
+def page_examples(dump: Path, num_texts: int, language: Any, seed: int) -> list[Example]:
+    """A few questions on each of so many paragraphs of a dump; the same for the same seed and the same parser."""
+    chance = random.Random(seed)
+    texts = list(paragraphs(dump, least=160, most=400))
+    return _examples(chance.sample(texts, min(num_texts, len(texts))), language, chance)
 
 
 def sentence_examples(path: Path, num_texts: int, language: Any, seed: int) -> list[Example]:
@@ -43,13 +45,11 @@ def _named(sentence: str, words: Words, chance: random.Random) -> str:
 
 
 def _examples(texts: Iterable[str], language: Any, chance: random.Random) -> list[Example]:
-    examples = [
+    return [
         Example(text, one.question, text[one.start : one.end], one.start)
         for text in texts
         for one in _chosen([one for one in asked(text, language, chance) if _is_good(one, text)], chance)
     ]
-    chance.shuffle(examples)
-    return examples
 
 
 def _is_good(one: Asked, text: str) -> bool:
