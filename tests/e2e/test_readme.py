@@ -15,6 +15,8 @@ EXPECTED = {
     "/v1/classify": ("positive", "negative"),
     "/v1/chat/completions": ("Par", "is", "data: [DONE]"),
     "OpenAI(": ("Paris", "2 384"),
+    "InferenceClient(": ("positive",),
+    "/v1/attention": ('"deep"', '"learning"', '"edges"'),
     "DecoderServiceStub": ("Paris",),
     "grpcurl": ('"text"', "Par", "FINISH_REASON"),
     "janus classify": ("positive", "all-MiniLM-L6-v2", "SmolLM2-135M-Instruct"),
