@@ -6,6 +6,18 @@ from typing import Protocol
 
 from services.common.errors import InvalidRequest
 
+_CHARACTERS_PER_TOKEN = 64
+_LEAST_MAX_CHARACTERS = 2**16
+
+
+def max_characters(max_tokens: int) -> int:
+    """How much of a text is read that may have so many tokens: longer ones are refused, or cut, by their length.
+
+    A text of megabytes takes the tokenizer many seconds, only to be too long. Words of any language have ten characters
+    a token or fewer; what stays out is a text that is next to nothing but one word, or blanks.
+    """
+    return max(_CHARACTERS_PER_TOKEN * max_tokens, _LEAST_MAX_CHARACTERS)
+
 
 class Encoding(Protocol):
     """One text as the tokenizer made it."""

@@ -10,9 +10,10 @@ from uuid import uuid4
 import grpc
 
 from janus.v1 import common_pb2, decoder_pb2, decoder_pb2_grpc, models_pb2, models_pb2_grpc, streams_pb2
-from services.common.errors import InvalidRequest, ModelNotFound
+from services.common.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
 from services.common.logging import describe_request, request_id
 from services.common.metrics import DecoderMetrics
+from services.common.tokenization import max_characters
 from services.common.worker_server import Door
 from services.decoder.events import Delta, Ended, Event, Finished, Started
 from services.decoder.options import COMPLETION_MAX_TOKENS, Defaults, check_vocabulary, plan
@@ -52,7 +53,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         started = time.perf_counter()
         kind = request.WhichOneof("prompt")
         if kind == "text":
-            prompt_ids = await asyncio.to_thread(worker.runner.encode, request.text, add_special_tokens=True)
+            prompt_ids = await asyncio.to_thread(_tokenized, worker, request.text, "prompt", add_special_tokens=True)
         else:
             prompt_ids = list(request.token_ids.ids)
             check_vocabulary(prompt_ids, "prompt", worker.capacity)
@@ -194,4 +195,16 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
 
 def _lay_out(worker: DecoderWorker, messages: Sequence[tuple[str, str]]) -> list[int]:
     """Template, then tokens: the template writes the special tokens itself."""
-    return worker.runner.encode(worker.template.render(messages), add_special_tokens=False)
+    return _tokenized(worker, worker.template.render(messages), "messages", add_special_tokens=False)
+
+
+def _tokenized(worker: DecoderWorker, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
+    """Raises: ContextLengthExceeded for a text that is refused by its length alone."""
+    max_tokens = worker.capacity.max_total_tokens
+    most = max_characters(max_tokens)
+    if len(text) > most:
+        raise ContextLengthExceeded(
+            f"The prompt has {len(text)} characters, of a text for {max_tokens} tokens at most {most} are read.",
+            param=param,
+        )
+    return worker.runner.encode(text, add_special_tokens=add_special_tokens)

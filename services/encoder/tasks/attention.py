@@ -50,7 +50,7 @@ class InspectAttention:
         encoded = await encode_texts(encoder, request.inputs, param="inputs", may_truncate=request.truncate)
         is_truncated = encoded.is_truncated
         rows, num_weights = [], 0
-        for index, (text, whole) in enumerate(zip(request.inputs, encoded.encodings, strict=True)):
+        for index, (text, whole) in enumerate(zip(encoded.texts, encoded.encodings, strict=True)):
             encoding = whole
             if len(whole) > MAX_TOKENS:
                 if not request.truncate:

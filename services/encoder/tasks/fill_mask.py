@@ -12,6 +12,7 @@ import numpy
 
 from janus.v1 import encoder_pb2
 from services.common.errors import InvalidRequest
+from services.common.tokenization import max_characters
 from services.encoder.batcher import Item
 from services.encoder.tasks.inputs import (
     Encoded,
@@ -143,7 +144,8 @@ async def _target_ids(encoder: TextEncoder, targets: Sequence[str]) -> list[int]
     ids = [tokenizer.token_to_id(target) for target in targets]
     others = [index for index, token_id in enumerate(ids) if token_id is None]
     if others:
-        texts = [targets[index] for index in others]
+        longest = max_characters(encoder.max_input_tokens)
+        texts = [targets[index][:longest] for index in others]
         unknown_id = None if tokenizer.unknown_token is None else tokenizer.token_to_id(tokenizer.unknown_token)
         encodings = await asyncio.to_thread(tokenizer.encode_batch, texts, add_special_tokens=False)
         for index, one in zip(others, encodings, strict=True):

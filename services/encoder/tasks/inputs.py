@@ -1,15 +1,18 @@
 """Texts to token ids: tokenized in a batch off the event loop, refused or cut where they are too long."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from services.common.errors import ContextLengthExceeded, InvalidRequest
+from services.common.tokenization import max_characters
 from services.encoder.batcher import Item
 
 MAX_WINDOW_TOKENS = 2**19
 """What one request's windows may hold: with a wide stride a text makes as many windows as it has tokens."""
+MAX_WINDOW_CHARACTERS = 2**21
+"""What one request's long texts may hold, to be read in windows; refused by its length before it is tokenized."""
 
 
 class Encoding(Protocol):
@@ -120,10 +123,14 @@ class EncodedInputs:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What the tokenizer made of texts, none of it too long, and whether anything was cut."""
+    """What the tokenizer made of texts, none of it too long, and whether anything was cut.
+
+    `texts` are what it read: of one that is far too long only the beginning.
+    """
 
     encodings: list[Encoding]
     is_truncated: bool
+    texts: Sequence[str] = ()
 
     def items(self, head: object) -> EncodedInputs:
         """An item an input."""
@@ -135,13 +142,18 @@ async def encode_texts(encoder: TextEncoder, texts: Sequence[str], *, param: str
     some tokenizers); ContextLengthExceeded with both counts, unless cutting is allowed.
     """
     require_texts(texts, param=param)
+    names = [f"{param}[{index}]" for index in range(len(texts))]
+    whole = list(texts)
+    inputs = [(text,) for text in whole]
+    beginnings = [text for (text,) in _readable(encoder, inputs, names, param, "longest" if may_truncate else None)]
 
     def encode() -> Encoded:
         def cut(index: int) -> Encoding:
-            return encoder.tokenizer.encode_within(encoder.max_input_tokens, texts[index])
+            return encoder.tokenizer.encode_within(encoder.max_input_tokens, beginnings[index])
 
-        names = [f"{param}[{index}]" for index in range(len(texts))]
-        return _fit(encoder, encoder.tokenizer.encode_batch(texts), names, param, cut if may_truncate else None)
+        encodings = encoder.tokenizer.encode_batch(beginnings)
+        fitting = _fit(encoder, encodings, names, param, cut if may_truncate else None)
+        return replace(fitting, is_truncated=fitting.is_truncated or beginnings != whole, texts=beginnings)
 
     return await asyncio.to_thread(encode)
 
@@ -159,12 +171,16 @@ async def encode_pairs(
 
     Raises: ContextLengthExceeded with both counts, unless cutting is allowed and enough.
     """
+    inputs = _readable(encoder, pairs, names, param, cut if may_truncate else None)
+    read = [(first, second) for first, second in inputs]
 
     def encode() -> Encoded:
         def shortened(index: int) -> Encoding:
-            return encoder.tokenizer.encode_within(encoder.max_input_tokens, *pairs[index], cut=cut)
+            return encoder.tokenizer.encode_within(encoder.max_input_tokens, *read[index], cut=cut)
 
-        return _fit(encoder, encoder.tokenizer.encode_pairs(pairs), names, param, shortened if may_truncate else None)
+        encodings = encoder.tokenizer.encode_pairs(read)
+        fitting = _fit(encoder, encodings, names, param, shortened if may_truncate else None)
+        return replace(fitting, is_truncated=fitting.is_truncated or read != list(pairs))
 
     return await asyncio.to_thread(encode)
 
@@ -176,6 +192,45 @@ def require_texts(texts: Sequence[str], *, param: str) -> None:
     for index, text in enumerate(texts):
         if not text:
             raise InvalidRequest(f"'{param}[{index}]' is an empty text.", param=param)
+
+
+def require_readable(encoder: TextEncoder, texts: Iterable[str]) -> None:
+    """Raises: InvalidRequest for more than a request may have of texts that are read in windows."""
+    most = max_characters(encoder.max_input_tokens)
+    num_characters = sum(len(text) for text in texts if len(text) > most)
+    if num_characters > MAX_WINDOW_CHARACTERS:
+        raise InvalidRequest(
+            f"'inputs' have long texts of {num_characters} characters in all, more than {MAX_WINDOW_CHARACTERS}.",
+            param="inputs",
+        )
+
+
+def _readable(
+    encoder: TextEncoder,
+    inputs: Sequence[tuple[str, ...]],
+    names: Sequence[str],
+    param: str,
+    cut: Literal["first", "longest"] | None,
+) -> list[tuple[str, ...]]:
+    """Inputs as far as the tokenizer need read them.
+
+    Raises: ContextLengthExceeded with both counts of characters, unless cutting is allowed and enough.
+    """
+    most = max_characters(encoder.max_input_tokens)
+    read: list[tuple[str, ...]] = []
+    for name, texts in zip(names, inputs, strict=True):
+        num_characters = sum(map(len, texts))
+        if num_characters <= most:
+            read.append(texts)
+        elif cut is None or (cut == "first" and len(texts[-1]) > most):
+            raise ContextLengthExceeded(
+                f"'{name}' has {num_characters} characters, of a text for {encoder.max_input_tokens} tokens at most "
+                f"{most} are read.",
+                param=param,
+            )
+        else:
+            read.append(tuple(text[:most] for text in texts))
+    return read
 
 
 def _fit(

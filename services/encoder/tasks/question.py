@@ -14,7 +14,13 @@ from typing import Any
 from janus.v1 import encoder_pb2
 from services.common.errors import ContextLengthExceeded, InvalidRequest
 from services.encoder.batcher import Item
-from services.encoder.tasks.inputs import MAX_WINDOW_TOKENS, EncodedInputs, TextEncoder, TextTokenizer
+from services.encoder.tasks.inputs import (
+    MAX_WINDOW_TOKENS,
+    EncodedInputs,
+    TextEncoder,
+    TextTokenizer,
+    require_readable,
+)
 from services.encoder.tasks.spans import Extraction, WindowAnswers
 from services.encoder.tasks.task import Head
 
@@ -67,6 +73,7 @@ class AnswerQuestion:
     ) -> EncodedInputs:
         limits = _Limits.of(request.parameters, encoder.max_input_tokens)
         _require_inputs(request.inputs)
+        require_readable(encoder, (text for one in request.inputs for text in (one.question, one.context)))
         return await asyncio.to_thread(_encode, request.inputs, limits, head, encoder)
 
     def decode(

@@ -19,6 +19,7 @@ from services.encoder.tasks.inputs import (
     TextEncoder,
     TextTokenizer,
     encode_texts,
+    require_readable,
     require_texts,
 )
 from services.encoder.tasks.task import Head
@@ -49,6 +50,7 @@ class ClassifyTokens:
         if parameters.HasField("stride"):
             _require_stride(parameters, encoder)
             require_texts(request.inputs, param="inputs")
+            require_readable(encoder, request.inputs)
             windows = await asyncio.to_thread(_windows, encoder, request.inputs, parameters.stride)
             is_truncated = False
         else:

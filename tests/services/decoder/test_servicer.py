@@ -108,6 +108,19 @@ async def test_the_events_of_a_stream(house: House) -> None:
     assert parts <= timings.total_ms
 
 
+async def test_a_prompt_that_is_far_too_long_is_refused_by_its_length(house: House, monkeypatch) -> None:
+    def read(*_: object, **__: object) -> list[int]:
+        raise AssertionError("it was tokenized")
+
+    monkeypatch.setattr(house.door.open().runner, "encode", read)
+    message = "The prompt has {} characters, of a text for 120 tokens at most 65536 are read."
+    told = await refusal(house.generate("x" * 65_537))
+    assert (told.code, told.param, told.message) == ("context_length_exceeded", "prompt", message.format(65_537))
+    told = await refusal(house.chat(("user", "x" * 10**6)))
+    assert (told.code, told.param) == ("context_length_exceeded", "messages")
+    assert told.message == message.format(10**6 + 1)
+
+
 async def test_text_and_token_ids_and_chat_are_one_way(house: House) -> None:
     options = {"max_tokens": 6, "temperature": 0, "ignore_eos": True}
     by_text = await house.generate("w5 w9 w11", **options)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy
 import pytest
@@ -10,8 +11,11 @@ from janus.v1 import common_pb2, encoder_pb2
 from services.common.errors import ContextLengthExceeded, InvalidRequest
 from services.encoder.tasks.classify import ClassifyText
 from services.encoder.tasks.embed import EmbedText
+from services.encoder.tasks.inputs import encode_pairs, require_readable
 from services.encoder.tasks.labels import Labels, UnknownLabels
+from services.encoder.tasks.question import AnswerQuestion
 from services.encoder.tasks.task import Head
+from services.encoder.tasks.tokens import ClassifyTokens
 
 HEAD = Head(None, labels=Labels(("a", "b", "c"), "none"), width=3)
 
@@ -135,6 +139,81 @@ async def test_inputs_that_do_not_fit() -> None:
     assert refused.value.param == "inputs"
     cut = await task.encode(classify("a", "a " * 7, truncate=True), HEAD, encoder)
     assert ([one.num_tokens for [one] in cut.items], cut.is_truncated) == ([1, 5], True)
+
+
+class Reader(WordEncoder):
+    """Notes how long the texts are that it reads."""
+
+    def __init__(self) -> None:
+        self.num_read: list[int] = []
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Words]:
+        self.num_read += map(len, texts)
+        return super().encode_batch(texts)
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Words]:
+        return self.encode_batch([" ".join(pair) for pair in pairs])
+
+    def num_special_tokens(self, *, is_pair: bool) -> int:
+        return 0
+
+
+async def test_a_text_that_is_far_too_long_is_refused_unread() -> None:
+    encoder, task, long = Reader(), ClassifyText(), "x" * 65_537
+    message = r"'inputs.1.' has 65537 characters, of a text for 5 tokens at most 65536 are read"
+    with pytest.raises(ContextLengthExceeded, match=message) as refused:
+        await task.encode(classify("a", long), HEAD, encoder)
+    assert (refused.value.param, encoder.num_read) == ("inputs", [])
+    fine = await task.encode(classify(long[1:]), HEAD, encoder)
+    assert (fine.is_truncated, encoder.num_read) == (False, [65_536])
+
+
+async def test_of_a_text_that_is_far_too_long_the_beginning_is_read_where_it_may_be_cut() -> None:
+    encoder = Reader()
+    cut = await ClassifyText().encode(classify("a", "x" * 10**7, truncate=True), HEAD, encoder)
+    assert ([one.num_tokens for [one] in cut.items], cut.is_truncated) == ([1, 1], True)
+    assert encoder.num_read == [1, 65_536]
+
+
+@pytest.mark.parametrize(
+    ("cut", "pair", "num_read"),
+    [
+        ("longest", ("a", "x" * 10**6), 1 + 1 + 65_536),
+        ("longest", ("x" * 10**6, "a"), 1 + 1 + 65_536),
+        ("first", ("x" * 10**6, "a"), 1 + 1 + 65_536),
+        ("first", ("a", "x" * 10**6), None),
+    ],
+)
+async def test_of_two_texts_only_what_may_be_cut_is(
+    cut: Literal["first", "longest"], pair: tuple[str, str], num_read: int | None
+) -> None:
+    for may_truncate in (False, True):
+        encoder = Reader()
+        encoding = encode_pairs(encoder, [pair], names=["x"], param="x", cut=cut, may_truncate=may_truncate)
+        if may_truncate and num_read is not None:
+            assert (await encoding).is_truncated
+            assert encoder.num_read == [num_read]
+        else:
+            with pytest.raises(ContextLengthExceeded, match="'x' has 1000001 characters"):
+                await encoding
+            assert not encoder.num_read
+
+
+async def test_long_texts_that_are_read_in_windows_have_a_bound_of_their_own() -> None:
+    encoder, long, short = Reader(), "x" * 2**20, "x" * 2**16
+    question = encoder_pb2.QuestionInContext(question="a", context=long)
+    parameters = encoder_pb2.ClassifyTokensParameters(
+        stride=1, aggregation_strategy=encoder_pb2.AGGREGATION_STRATEGY_SIMPLE
+    )
+    tokens = encoder_pb2.ClassifyTokensRequest(inputs=[long] * 3, parameters=parameters)
+    for task, request in (
+        (AnswerQuestion(), encoder_pb2.AnswerQuestionRequest(inputs=[question] * 3)),
+        (ClassifyTokens(), tokens),
+    ):
+        with pytest.raises(InvalidRequest, match="'inputs' have long texts of 3145728 characters in all, more than"):
+            await task.encode(request, HEAD, encoder)
+    assert not encoder.num_read
+    require_readable(encoder, [long, long, *[short] * 99])
 
 
 async def test_given_tokens_are_cut_before_their_last_special_one() -> None:
