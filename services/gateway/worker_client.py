@@ -79,6 +79,7 @@ class WorkerClient:
         # Counts the times it became ready.
         self.generation = 0
         self._channel = grpc.aio.insecure_channel(target, _CHANNEL_OPTIONS)
+        self._callables: dict[Method, Any] = {}
         self._on_change: Callable[[WorkerClient], None] | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -94,18 +95,22 @@ class WorkerClient:
         await self._channel.close()
 
     def unary(self, method: Method) -> grpc.aio.UnaryUnaryMultiCallable[Any, Any]:
-        return self._channel.unary_unary(
-            method.path,
-            request_serializer=method.request.SerializeToString,
-            response_deserializer=method.response.FromString,
-        )
+        made: grpc.aio.UnaryUnaryMultiCallable[Any, Any] = self._callable(method, self._channel.unary_unary)
+        return made
 
     def stream(self, method: Method) -> grpc.aio.UnaryStreamMultiCallable[Any, Any]:
-        return self._channel.unary_stream(
-            method.path,
-            request_serializer=method.request.SerializeToString,
-            response_deserializer=method.response.FromString,
-        )
+        made: grpc.aio.UnaryStreamMultiCallable[Any, Any] = self._callable(method, self._channel.unary_stream)
+        return made
+
+    def _callable(self, method: Method, make: Callable[..., Any]) -> Any:
+        """Made once: a channel registers each of them."""
+        if method not in self._callables:
+            self._callables[method] = make(
+                method.path,
+                request_serializer=method.request.SerializeToString,
+                response_deserializer=method.response.FromString,
+            )
+        return self._callables[method]
 
     def serves(self, model_id: str) -> bool:
         """Whether a request for this model can go here now."""
