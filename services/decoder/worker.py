@@ -11,7 +11,7 @@ from services.decoder.block_manager import BlockManager
 from services.decoder.chat import ChatTemplate
 from services.decoder.engine import Engine
 from services.decoder.generation import Generation
-from services.decoder.options import Capacity, Defaults, Plan
+from services.decoder.options import COMPLETION_MAX_TOKENS, Capacity, Defaults, Plan
 from services.decoder.runner import Runner
 from services.decoder.scheduler import Scheduler
 from services.decoder.sequence import Limits, Sequence
@@ -111,6 +111,7 @@ class DecoderWorker:
         """What the model list says of it."""
         state = models_pb2.MODEL_STATE_DRAINING if is_draining else models_pb2.MODEL_STATE_READY
         tasks = ["chat", "completions"] if self.template.exists else ["completions"]
+        max_tokens = self.defaults.max_tokens if self.template.exists else COMPLETION_MAX_TOKENS
         return models_pb2.Model(
             id=self.model_id,
             created_unix_seconds=self.created_unix_seconds,
@@ -124,7 +125,7 @@ class DecoderWorker:
             state=state,
             vocabulary_size=self.capacity.vocabulary_size,
             generation_defaults=models_pb2.GenerationDefaults(
-                max_tokens=self.defaults.max_tokens,
+                max_tokens=max_tokens,
                 temperature=self.defaults.temperature,
                 top_p=self.defaults.top_p,
                 top_k=self.defaults.top_k,

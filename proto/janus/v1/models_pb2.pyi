@@ -196,6 +196,7 @@ class GenerationDefaults(_message.Message):
     TOP_P_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
+    """Of a chat's answer; a model without chat says a completion's, which is 16 for every model."""
     temperature: _builtins.float
     top_p: _builtins.float
     top_k: _builtins.int

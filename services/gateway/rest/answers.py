@@ -123,6 +123,8 @@ class EmbeddingList(TypedDict):
 
 
 class GenerationDefaults(TypedDict):
+    """Where a request names nothing. `max_tokens` is of a chat; without chat, of a completion: 16 for every model."""
+
     max_tokens: int
     temperature: float
     top_p: float

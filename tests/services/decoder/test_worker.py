@@ -39,6 +39,22 @@ def test_a_generation_config_that_makes_no_sense_is_refused(folder: Path, named:
         loaded(folder, **named)
 
 
+@pytest.mark.parametrize(
+    ("template", "tasks", "most"), [("", ["completions"], 16), ("{{ 1 }}", ["chat", "completions"], 1024)]
+)
+async def test_the_model_list_says_how_many_tokens_an_answer_has(
+    folder: Path, template: str, tasks: list[str], most: int
+) -> None:
+    if template:
+        (folder / "chat_template.jinja").write_text(template)
+    worker = loaded(folder)
+    try:
+        told = worker.describe(is_draining=False)
+        assert (list(told.tasks), told.generation_defaults.max_tokens) == (tasks, most)
+    finally:
+        await worker.close()
+
+
 async def test_what_the_checkpoint_names_holds_and_null_names_nothing(folder: Path) -> None:
     worker = loaded(folder, temperature=None, top_p=0.5, top_k=None, do_sample=False, eos_token_id=[2, 5])
     try:
