@@ -255,7 +255,13 @@ class Setting:
 
 
 def setting_of(settings: type[CommonSettings] | CommonSettings, field: str) -> str:
-    """The environment variable of a field, for messages."""
+    """The environment variable that a field's value came by, for messages: the shared one where that alone is set."""
+    own, shared = _own_setting_of(settings, field), f"JANUS_{field.upper()}"
+    is_shared = field in settings.shared_fields() and os.environ.get(shared) and not os.environ.get(own)
+    return shared if is_shared else own
+
+
+def _own_setting_of(settings: type[CommonSettings] | CommonSettings, field: str) -> str:
     return f"JANUS_{settings.side.upper()}_{field.upper()}"
 
 
@@ -269,7 +275,7 @@ def all_settings() -> Iterator[Setting]:
                 yield Setting(f"JANUS_{name.upper()}", "", name, field.description or "", _shown(field))
     for side in SIDES:
         for name, field in side.model_fields.items():
-            yield Setting(setting_of(side, name), side.side, name, field.description or "", _shown(field))
+            yield Setting(_own_setting_of(side, name), side.side, name, field.description or "", _shown(field))
 
 
 def _shown(field: FieldInfo) -> str:
@@ -291,13 +297,7 @@ def load_settings(cls: type[S], arguments: Sequence[str] | None = None) -> S:
 
 
 def _line(cls: type[CommonSettings], field: str, message: str, value: object) -> str:
-    return f"{_given_as(cls, field)} is {str(value)!r}: {message[:1].lower()}{message[1:]}"
-
-
-def _given_as(cls: type[CommonSettings], field: str) -> str:
-    """The name that a wrong value most likely came by: the shared one only where that alone is set."""
-    own, shared = setting_of(cls, field), f"JANUS_{field.upper()}"
-    return shared if field in cls.shared_fields() and shared in os.environ and own not in os.environ else own
+    return f"{setting_of(cls, field)} is {str(value)!r}: {message[:1].lower()}{message[1:]}"
 
 
 def _refuse(lines: list[str]) -> NoReturn:

@@ -12,6 +12,7 @@ from services.common.settings import (
     GatewaySettings,
     all_settings,
     load_settings,
+    setting_of,
 )
 
 FROZEN = """
@@ -129,6 +130,18 @@ def test_a_flag_wins_over_the_services_own_variable_which_wins_over_the_shared_o
     assert load_settings(DecoderSettings, []).device == "cuda:1"
     assert load_settings(EncoderSettings, []).device == "cuda"
     assert load_settings(DecoderSettings, ["--device", "cpu"]).device == "cpu"
+
+
+def test_a_message_names_the_variable_that_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert setting_of(EncoderSettings(), "device") == "JANUS_ENCODER_DEVICE"
+    monkeypatch.setenv("JANUS_DEVICE", "cuda")
+    monkeypatch.setenv("JANUS_GRPC_PORT", "1")
+    assert setting_of(EncoderSettings(), "device") == "JANUS_DEVICE"
+    assert setting_of(EncoderSettings, "grpc_port") == "JANUS_ENCODER_GRPC_PORT"
+    monkeypatch.setenv("JANUS_DECODER_DEVICE", "cpu")
+    monkeypatch.setenv("JANUS_ENCODER_DEVICE", "")
+    assert setting_of(DecoderSettings(), "device") == "JANUS_DECODER_DEVICE"
+    assert setting_of(EncoderSettings(), "device") == "JANUS_DEVICE"
 
 
 def test_a_services_own_field_has_no_shared_variable(monkeypatch: pytest.MonkeyPatch) -> None:

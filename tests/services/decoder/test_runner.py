@@ -126,6 +126,15 @@ def test_what_can_not_be_loaded_names_its_setting(folder: Path, changes: dict[st
         Runner(settings(folder, **changes))
 
 
+def test_a_wrong_shared_variable_is_named_as_it_was_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JANUS_DEVICE", "abacus")
+    with pytest.raises(ConfigurationError, match=r"^JANUS_DEVICE: "):
+        Runner(settings(folder, device="abacus"))
+    monkeypatch.setenv("JANUS_DECODER_DEVICE", "abacus")
+    with pytest.raises(ConfigurationError, match=r"^JANUS_DECODER_DEVICE: "):
+        Runner(settings(folder, device="abacus"))
+
+
 def test_an_encoder_is_refused(tmp_path: Path) -> None:
     small_models.save(small_models.bert("BertForMaskedLM"), tmp_path)
     with pytest.raises(ConfigurationError, match="not a causal language model"):
