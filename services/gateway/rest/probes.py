@@ -5,8 +5,9 @@ worker's own connection and, under a supervisor, from the file in which that tel
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -18,6 +19,19 @@ from services.gateway.worker_client import WorkerClient, WorkerState
 
 router = APIRouter(tags=["Probes"])
 PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health", "/version", "/metrics"})
+
+
+_Told = TypeVar("_Told", bound=Callable[..., Any])
+
+
+def _probe(path: str) -> Callable[[_Told], _Told]:
+    """A route for GET, and for HEAD, as some load balancers ask; the document tells of the first alone."""
+
+    def add(answer: _Told) -> _Told:
+        router.head(path, include_in_schema=False)(answer)
+        return router.get(path)(answer)
+
+    return add
 
 
 class Readiness:
@@ -69,32 +83,32 @@ def _worker(worker: WorkerClient, supervised: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
-@router.get("/livez")
+@_probe("/livez")
 async def livez() -> Response:
     """200 while the event loop turns."""
     return json_response({"status": "alive"})
 
 
-@router.get("/readyz")
-@router.get("/health")
+@_probe("/readyz")
+@_probe("/health")
 async def readyz(request: Request) -> Response:
     """200 when a worker of each kind has answered; else 503 with the reason of each."""
     return _answer(request, is_good=_readiness(request).is_ready)
 
 
-@router.get("/startupz")
+@_probe("/startupz")
 async def startupz(request: Request) -> Response:
     """200 once the gateway was ready for the first time."""
     return _answer(request, is_good=_readiness(request).has_started)
 
 
-@router.get("/version")
+@_probe("/version")
 async def version() -> Response:
     """The version that serves."""
     return json_response({"name": "janus", "version": VERSION})
 
 
-@router.get("/metrics")
+@_probe("/metrics")
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
     return Response(request.app.state.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -12,6 +12,7 @@ from gateway_house import StartHouse, until, until_ready
 from services.common.errors import Internal
 from services.common.logging import configure_logging
 from services.common.settings import GatewaySettings
+from services.gateway.rest import probes
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
 
@@ -96,6 +97,20 @@ async def test_version_and_metrics(house):
     assert await house.metric("janus_worker_state", worker_kind="decoder", state="ready") == 1
     assert await house.metric("janus_build_info") == 1
     assert await house.metric("janus_requests_total") == 0, "probes and first answers are nobody's requests"
+
+
+@pytest.mark.parametrize("path", sorted(probes.PATHS))
+async def test_head_is_answered_as_get_is_without_a_body(house, path):
+    asked, told = await house.http.head(path), await house.http.get(path)
+    assert (asked.status_code, asked.content) == (told.status_code, b"") == (200, b"")
+    assert asked.headers["content-type"] == told.headers["content-type"]
+    assert await house.metric("janus_requests_total") == 0
+
+
+async def test_head_tells_that_it_is_not_ready(start_house: StartHouse):
+    house = await start_house(is_ready=False)
+    assert [(await house.http.head(path)).status_code for path in ("/livez", "/readyz", "/startupz")] == [200, 503, 503]
+    assert "head" not in (await house.http.get("/openapi.json")).json()["paths"]["/livez"]
 
 
 async def test_requests_are_counted_by_outcome(house):
