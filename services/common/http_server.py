@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from services.common.lingering_close import LingeringClose
 from services.common.ports import open_socket
 
 # What the kernel keeps of a connection beyond what the reader has room for. By default it is megabytes, so a reader
@@ -62,7 +63,7 @@ async def start_http_server(
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)  # its connections inherit it
     server = _Server(
         uvicorn.Config(
-            application,
+            LingeringClose(application),
             log_config=None,
             access_log=False,
             server_header=False,
