@@ -6,7 +6,6 @@ supervisor is gone. Its output is read to the end, line by line.
 
 import asyncio
 import contextlib
-import functools
 import os
 import signal
 import time
@@ -14,9 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from services.cli.backoff import Backoff, Exits, describe_exit
+from services.cli.lifeline import tied
 from services.cli.service_log import ServiceLog
 from services.cli.state_file import ServiceReport, ServiceState
-from services.common.lifecycle import ExitCode, die_with_parent
+from services.common.lifecycle import ExitCode
 
 MAX_LINE_BYTES = 64 * 2**10
 
@@ -107,13 +107,12 @@ class Child:
     async def _live(self) -> int:
         """One life, from start to exit code."""
         self._running = await asyncio.create_subprocess_exec(
-            *self.service.command,
+            *tied(self.service.command),
             env=self._environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=functools.partial(die_with_parent, os.getpid()),
         )
         if self._is_stopping.is_set():  # asked between two lives
             self.kill()

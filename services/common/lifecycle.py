@@ -1,11 +1,10 @@
 """A service's life: one uvloop, a drain on the first SIGTERM, an end at once on the second, named exit codes.
 
 SIGINT is the same as SIGTERM: a service under a supervisor lives in a session of its own, so that a terminal's Ctrl-C
-reaches the supervisor alone. `die_with_parent` ties a child to it: PR_SET_PDEATHSIG, prctl(2).
+reaches the supervisor alone.
 """
 
 import asyncio
-import ctypes
 import os
 import signal
 import sys
@@ -18,8 +17,6 @@ import uvloop
 from services.common.logging import get_logger
 from services.common.settings import EXIT_CONFIGURATION, ConfigurationError
 
-PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 _log = get_logger(__name__)
 
 
@@ -59,13 +56,3 @@ async def _serve_until_asked(serve: Callable[[asyncio.Event], Coroutine[Any, Any
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ask)
     await serve(drain)
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, be it by SIGKILL.
-
-    For a child between fork and exec: the tie outlives exec. `parent` is who forked; it may be gone already.
-    """
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(ExitCode.FAILED)

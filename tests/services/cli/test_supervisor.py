@@ -147,6 +147,21 @@ async def test_a_killed_service_comes_back_and_the_others_stay(stage: Stage) -> 
     assert "decoder killed by SIGKILL; it starts again in 0.1 s" in stage.output.getvalue()
 
 
+async def test_no_python_runs_between_fork_and_exec(stage: Stage) -> None:
+    """What runs there can crash or hang where other threads are, as gRPC's; a handler of forks would be told."""
+    num_forks = 0
+
+    def count() -> None:
+        nonlocal num_forks
+        num_forks += 1
+
+    os.register_at_fork(before=count)
+    running = asyncio.create_task(stage.supervisor(stage.service("decoder", STEADY)).run(never))
+    await eventually(lambda: stage.entries("decoder", "started"))
+    assert await ended(running) == ExitCode.OK
+    assert num_forks == 0
+
+
 async def test_a_crash_loop_is_told_with_its_reason(stage: Stage) -> None:
     running = asyncio.create_task(stage.supervisor(stage.service("decoder", CRASHING)).run(never))
     reason = "exited with code 3, 4 times in the last minute: OSError: no such file"

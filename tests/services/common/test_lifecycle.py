@@ -114,23 +114,3 @@ def test_the_standard_librarys_records_go_the_same_way(tmp_path: Path) -> None:
     with start(tmp_path, body, "--log-format", "json") as process:
         _, errors = process.communicate(timeout=10)
     assert json.loads(errors)["event"] == "from elsewhere"
-
-
-def test_a_child_dies_with_its_parent_even_by_sigkill(tmp_path: Path) -> None:
-    program = tmp_path / "parent.py"
-    program.write_text(
-        textwrap.dedent("""
-        import functools, os, subprocess, sys, time
-        from services.common.lifecycle import die_with_parent
-        child = subprocess.Popen(
-            [sys.executable, "-c", "import time; time.sleep(60)"],
-            stdout=subprocess.PIPE,
-            preexec_fn=functools.partial(die_with_parent, os.getpid()),
-        )
-        os.kill(os.getpid(), 9)
-        """)
-    )
-    # The child inherits the test's pipe as its stderr: it reads as ended only when the child has ended as well.
-    parent = subprocess.Popen([sys.executable, str(program)], stderr=subprocess.PIPE)
-    parent.communicate(timeout=20)
-    assert parent.returncode == -signal.SIGKILL
