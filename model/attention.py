@@ -49,14 +49,22 @@ class Attend(nn.Module):
             mixed_THE = self.kernel(q_THE, k_TGE, v_TGE, metadata, self.spec, bias_HJ)
         return mixed_THE.flatten(1)
 
-    def remember(self, row_UX: Tensor, memory: Memory, cache: LayerCache) -> None:
-        """Writes a memory's keys and values, side by side `[U, 2GE]`. Mutates: `cache`."""
-        k_UGE, v_UGE = (part.unflatten(1, (-1, self.spec.head_width)) for part in row_UX.chunk(2, dim=1))
-        self.kernel.write(cache, k_UGE, v_UGE, memory.slot_mapping_U)
-
     def _heads(self, row_TX: Tensor, num_parts: int) -> list[Tensor]:
         parts = row_TX.split(self.spec.row_widths[:num_parts], dim=1)
         return [part.unflatten(1, (-1, self.spec.head_width)) for part in parts]
+
+
+class Store(nn.Module):
+    """Writes a memory's keys and values, side by side `[U, 2GE]`, for an Attend to look at. Mutates: `cache`."""
+
+    def __init__(self, spec: AttentionSpec, kernel: AttentionKernel) -> None:
+        super().__init__()
+        self.spec = spec
+        self.kernel = kernel
+
+    def forward(self, row_UX: Tensor, memory: Memory, cache: LayerCache) -> None:
+        k_UGE, v_UGE = (part.unflatten(1, (-1, self.spec.head_width)) for part in row_UX.chunk(2, dim=1))
+        self.kernel.write(cache, k_UGE, v_UGE, memory.slot_mapping_U)
 
 
 class MultiHeadAttention(nn.Module):
@@ -82,6 +90,7 @@ class MultiHeadAttention(nn.Module):
         if is_cross:
             self.project_in = Linear(width, {"query": widths.pop("query")}, has_bias=has_bias)
             self.project_memory = Linear(width, widths, has_bias=has_bias)
+            self.store = Store(spec, kernel)
         else:
             self.project_in = Linear(width, widths, has_bias=has_bias)
         self.rotary = rotary
@@ -116,4 +125,4 @@ class MultiHeadAttention(nn.Module):
 
     def remember(self, memory_UD: Tensor, metadata: AttentionMetadata, memory: Memory, cache: LayerCache) -> None:
         """Stores the keys and values of an encoder's output, packed as `metadata` says. Mutates: `cache`."""
-        self.attend.remember(self.project_memory(memory_UD, metadata), memory, cache)
+        self.store(self.project_memory(memory_UD, metadata), memory, cache)

@@ -36,8 +36,8 @@ class Decoder(nn.Module):
 
     def remember(self, memory_UD: Tensor, metadata: AttentionMetadata, memory: Memory, cache: KVCache) -> None:
         """Stores what every block's cross-attention looks at. Mutates: `cache.memory_layers`."""
-        for attention, layer in zip(self._cross_attentions, cache.memory_layers, strict=True):
-            attention.remember(memory_UD, metadata, memory, layer)
+        for i, attention in enumerate(self._cross_attentions):
+            attention.remember(memory_UD, metadata, memory, cache.memory_layers[i])
 
     def new_cache(self, num_blocks: int, block_size: int, *, num_memory_blocks: int = 0) -> KVCache:
         """Empty pages for every layer, in the dtype and on the device of the weights.
