@@ -12,11 +12,9 @@ A batch is `[T]` tokens and their boundaries: no padding, no batch dimension. On
 A tensor's name ends in its axes (`x_TD`, `block_table_SM`); X stands for a row that holds several parts side by side.
 
 Reading order: attention, kernels.portable, metadata, kv_cache, linear, feed_forward, normalization, embeddings, rotary,
-relative, disentangled, convolution, block, encoder, decoder, encoder_decoder, heads, sampling, families. `README.md`
-maps the paper onto these files.
+relative, disentangled, convolution, block, encoder, decoder, encoder_decoder, heads, sampling, families, program.
+`README.md` maps the paper onto these files.
 
-Only leaves compute (Linear, Embedding, LayerNorm, RMSNorm, Rotary, RelativeBias, Attend, PositionTable,
-ProjectPositions, DisentangledAttend, Convolution, Gate, the activations, TakeRows, FirstToken, MeanToken, Widen,
-Pooling, Normalize) and `+`; everything above them is straight-line composition, so that a forward pass can be traced
-into a list of operations.
+Only leaves compute (`program/leaves.py` has them all: Linear, Embedding, the norms, Attend, Gate and so on) and `+`;
+everything above them is straight-line composition, so that a forward pass can be traced into a list of operations.
 """

@@ -3,6 +3,7 @@
 ModelError
 ├── CheckpointError             a checkpoint that is missing, broken, or not what its config says
 │   └── UnsupportedArchitecture
+├── CannotLower                 a model that is no list of operations; it runs through torch
 └── DeviceError                 the device that was asked for is not there
 """
 
@@ -16,6 +17,10 @@ class CheckpointError(ModelError):
 
 
 class UnsupportedArchitecture(CheckpointError):
+    pass
+
+
+class CannotLower(ModelError):
     pass
 
 
