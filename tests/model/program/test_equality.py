@@ -182,16 +182,18 @@ def test_decoders_over_pages(name: str, dtype: torch.dtype) -> None:
     assert_all_equal(*(decode(way, model.decoder.new_cache(NUM_BLOCKS, BLOCK_SIZE)) for way in ways(model)))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", DECODERS)
 @torch.inference_mode()
-def test_decoders_without_a_cache(name: str) -> None:
+def test_decoders_without_a_cache(name: str, dtype: torch.dtype) -> None:
     batch = {"token_ids_T": random_ids(12, 3), "metadata": AttentionMetadata.pack([9, 3])}
-    assert_all_equal(*([way(**batch)] for way in ways(random_model(DECODERS[name]))))
+    assert_all_equal(*([way(**batch)] for way in ways(random_model(DECODERS[name], dtype))))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @torch.inference_mode()
-def test_an_adapter_for_each_row_of_a_decoder() -> None:
-    model = random_model(MODELS["llama"])
+def test_an_adapter_for_each_row_of_a_decoder(dtype: torch.dtype) -> None:
+    model = random_model(MODELS["llama"], dtype)
     plain = decode(model, model.decoder.new_cache(NUM_BLOCKS, BLOCK_SIZE))
     adapters = []
     for number in (1, 2):
