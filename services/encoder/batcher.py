@@ -28,7 +28,8 @@ class Item:
     """One pass over one input: its tokens, the segment of each, and the head that reads it (opaque here).
 
     `rows` are what a head scores, where it scores more than the input as a whole: tokens, or layers; None: all.
-    `reduce` makes of the scores what is kept, where the runner has them.
+    `reduce` makes of the scores what is kept, where the runner has them. `cost` is what it takes of the runner's time,
+    in tokens of an ordinary pass, where that is more than its own tokens.
     """
 
     token_ids: Sequence[int]
@@ -36,10 +37,16 @@ class Item:
     head: Any
     rows: Sequence[int] | None = None
     reduce: Callable[[Any], Any] | None = None
+    cost: int = 0
 
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def weight(self) -> int:
+        """In the budget of a batch, in the clock of work and in the queue."""
+        return max(self.num_tokens, self.cost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +130,8 @@ class Batcher:
         spent on it; Internal when its pass failed.
         """
         assert items
-        num_tokens = sum(item.num_tokens for item in items)
-        self._require_room(num_tokens)
+        num_tokens = sum(item.weight for item in items)
+        self.require_room(num_tokens)
         answer: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
         request = _Request(items, deadline, time.monotonic(), answer)
         self._waiting.add(request)
@@ -145,10 +152,14 @@ class Batcher:
                 if batch:
                     await self._run_batch(batch)
             if not self._waiting:
+                self._order.clear()
                 self._has_work.clear()
 
-    def _require_room(self, num_tokens: int) -> None:
-        """Requests larger than a batch may fill half of the queue: the rest is for those that they would shut out."""
+    def require_room(self, num_tokens: int = 1) -> None:
+        """Requests larger than a batch may fill half of the queue: the rest is for those that they would shut out.
+
+        Raises: InvalidRequest for one that no queue would take; QueueFull.
+        """
         is_bulk = num_tokens > self._max_batch_tokens
         most = self._max_waiting_tokens // 2 if is_bulk else self._max_waiting_tokens
         if num_tokens > max(most, self._max_batch_tokens):
@@ -163,7 +174,7 @@ class Batcher:
 
     def _line_up(self, request: _Request) -> None:
         """With its next item."""
-        tag = self._clock + request.items[request.num_taken].num_tokens
+        tag = self._clock + request.items[request.num_taken].weight
         heapq.heappush(self._order, (tag, next(self._arrivals), request))
 
     def _cut(self, now: float) -> list[tuple[_Request, int]]:
@@ -179,7 +190,7 @@ class Batcher:
             if request not in self._waiting:
                 heapq.heappop(self._order)
                 continue
-            num_tokens = request.items[request.num_taken].num_tokens
+            num_tokens = request.items[request.num_taken].weight
             if batch and num_tokens > budget:
                 break
             budget -= num_tokens
@@ -205,7 +216,7 @@ class Batcher:
         finally:
             self.num_running_requests = 0
         ended = time.monotonic()
-        self._keep_pace(sum(item.num_tokens for item in items), min(r.submitted for r in requests), ended)
+        self._keep_pace(sum(item.weight for item in items), min(r.submitted for r in requests), ended)
         for (request, index), output in zip(batch, outputs, strict=True):
             if isinstance(output, _Failure):
                 self._fail(request, Internal("The model's pass failed."), cause=output.cause)
@@ -215,14 +226,26 @@ class Batcher:
                 request.answer.set_result([request.results[i] for i in range(len(request.items))])
 
     async def _outputs(self, items: list[Item]) -> list[Any]:
-        """An output or a failure for each item: a batch that fails runs again in halves, so its culprit fails alone."""
-        try:
-            return await self._execute(items)
-        except Exception as error:
-            if len(items) == 1:
-                return [_Failure(error)]
-            half = len(items) // 2
-            return [*await self._outputs(items[:half]), *await self._outputs(items[half:])]
+        """An output or a failure for each item: a batch that fails runs again in halves, so its culprit fails alone.
+
+        Where more than a few items fail it is the device that does, and what is left fails without being tried.
+        """
+        outputs: list[Any] = [None] * len(items)
+        num_failures, most_failures = 0, 3 * len(items).bit_length()
+        parts = [range(len(items))]
+        while parts:
+            part = parts.pop()
+            try:
+                found = await self._execute([items[index] for index in part])
+            except Exception as error:
+                num_failures += 1
+                if len(part) > 1 and num_failures < most_failures:
+                    half = len(part) // 2
+                    parts += [part[half:], part[:half]]
+                    continue
+                found = [_Failure(error)] * len(part)
+            outputs[part.start : part.stop] = found
+        return outputs
 
     def _fail(self, request: _Request, error: Exception, *, cause: BaseException | None = None) -> None:
         error.__cause__ = cause
@@ -234,15 +257,21 @@ class Batcher:
         """Takes what is left of a request out of the queue; nothing where nothing is left."""
         if request in self._waiting:
             self._waiting.remove(request)
-            self.num_waiting_tokens -= sum(item.num_tokens for item in request.items[request.num_taken :])
+            self.num_waiting_tokens -= sum(item.weight for item in request.items[request.num_taken :])
+            # Its place in the order is given up only when its tag comes up.
+            request.items = ()
 
     def _keep_pace(self, num_tokens: int, submitted: float, ended: float) -> None:
-        """How fast the queue moves: turns of other batchers count, times without work don't."""
+        """How fast the queue moves: turns of other batchers count, times without work don't.
+
+        A full batch is faster than a lone request, and a queue makes full ones: of the last batches, the best counts.
+        """
         seconds = ended - max(submitted, self._free_since)
-        self._tokens_per_second = num_tokens / max(seconds, 1e-6)
+        pace = num_tokens / max(seconds, 1e-6)
+        self._tokens_per_second = max(pace, self._tokens_per_second + (pace - self._tokens_per_second) / 8)
         self._free_since = ended
 
     def _wait_ms(self) -> int:
-        """How long the queue will take at the last batch's pace, at least a tenth of a second."""
+        """How long the queue will take at the pace of the last batches, at least a tenth of a second."""
         pace = self._tokens_per_second or float(self._max_batch_tokens)
         return max(100, round(1000 * self.num_waiting_tokens / pace))

@@ -109,7 +109,7 @@ class Runner:
 
     def _pass(self, items: Sequence[Item], numbers: Sequence[int]) -> dict[int, Any]:
         """What each item keeps of its scores, under its number."""
-        tokens = self._pack(items)
+        tokens = self._pack(items, usual_size(sum(item.num_tokens for item in items)))
         hidden_TD = self._model.encoder(*tokens)
         outputs = {}
         for head in dict.fromkeys(item.head for item in items):
@@ -122,13 +122,13 @@ class Runner:
     def _look_inside(self, item: Item) -> Iterator[Scores]:
         """The attention weights of the layers that it names, in a pass of its own."""
         layers = range(self.num_layers) if item.rows is None else item.rows
-        for weights_HTT in item.head.module(*self._pack([item]), layers):
+        for weights_HTT in item.head.module(*self._pack([item], item.num_tokens), layers):
             yield weights_HTT.cpu().numpy()
 
-    def _pack(self, items: Sequence[Item]) -> tuple[Tensor, Tensor, AttentionMetadata]:
-        """The batch, with sequences of nobody's at its end where its size is not a usual one."""
+    def _pack(self, items: Sequence[Item], size: int) -> tuple[Tensor, Tensor, AttentionMetadata]:
+        """A batch of `size` tokens: what the items leave of them are sequences of nobody's, at its end."""
         lengths = [item.num_tokens for item in items]
-        num_left = usual_size(sum(lengths)) - sum(lengths)
+        num_left = size - sum(lengths)
         rest = [0] * num_left
         longest = self.max_input_tokens
         rest_lengths = [min(longest, num_left - start) for start in range(0, num_left, longest)]

@@ -138,6 +138,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         host, model = self._door.open().model_for(request.model, task.name)
         describe_request(model=model.model_id)
         head = model.heads[task.name]
+        host.batcher.require_room()  # before any text is tokenized for nothing
         inputs = await task.encode(request, head, host.runner)
         tokenize_seconds = time.perf_counter() - started
         items = [item for row in inputs.items for item in row]

@@ -30,7 +30,7 @@ FAMILIES = {
     "deberta": small_models.deberta_v2,
 }
 # Without word 1, which RoBERTa's reference takes for padding.
-TEXTS = ["w11 w2 w3", "w90 w4 " * 20, "w7"]
+TEXTS = ["w11 w2 w3", "w90 w4 " * 20, "w7", "w5 w6 w8 " * 23]
 
 
 async def inspect(stub: Any, *inputs: str, **parameters: Any) -> list[encoder_pb2.InspectedText]:
@@ -110,11 +110,12 @@ async def test_the_real_encoder(minilm: Any) -> None:
 
 
 async def test_a_batch_does_not_change_it(minilm: Any) -> None:
-    sentences = ["A cat sat.", "Deep learning is fun, isn't it?", "안녕하세요 😀"]
+    sentences = ["A cat sat.", "Deep learning is fun, isn't it?", "안녕하세요 😀", "A long one. " * 25]
     together = await inspect(minilm, *sentences, reduce=ROLLOUT)
     for sentence, shown in zip(sentences, together, strict=True):
         [alone] = await inspect(minilm, sentence, reduce=ROLLOUT)
         numpy.testing.assert_allclose(matrix(alone), matrix(shown), atol=1e-6)
+        numpy.testing.assert_allclose(matrix(shown).sum(axis=1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize(

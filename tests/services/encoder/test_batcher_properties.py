@@ -222,6 +222,66 @@ async def test_a_culprit_fails_alone() -> None:
         assert isinstance(bad.__cause__, ValueError)
 
 
+async def test_a_device_that_fails_is_not_tried_for_every_item() -> None:
+    async with house() as h:
+        busy = h.submit("busy")
+        await settle()
+        h.script.failing.update(f"all{i}" for i in range(16))
+        failing = h.submit("all", [1] * 16)
+        await settle()
+        h.script.open()
+        await busy
+        with pytest.raises(Internal):
+            await failing
+        assert len(h.script.batches) <= 1 + 2 * 3 * (16).bit_length()
+        assert len(h.script.batches) < 1 + 2 * 16 - 1
+
+
+async def test_who_left_is_not_kept() -> None:
+    async with house() as h:
+        busy = h.submit("busy")
+        await settle()
+        gone = [h.submit(f"gone{i}:") for i in range(50)]
+        await settle()
+        waiting = list(h.batcher._waiting)
+        for task in gone:
+            task.cancel()
+        await asyncio.gather(*gone, return_exceptions=True)
+        assert [request.items for request in waiting] == [()] * 50
+        h.script.open()
+        await busy
+        await settle()
+        assert not h.batcher._order
+
+
+async def test_an_item_weighs_what_it_costs() -> None:
+    async with house() as h:
+        busy = h.submit("busy")
+        await settle()
+        dear = [Item([0] * 2, [0] * 2, f"dear{i}", cost=BUDGET) for i in range(2)]
+        costly = asyncio.create_task(h.batcher.submit(dear))
+        light = h.submit("light", [2])
+        await settle()
+        assert h.batcher.num_waiting_tokens == 2 * BUDGET + 2
+        h.script.open()
+        await asyncio.gather(busy, costly, light)
+        assert h.script.batches == [["busy0"], ["light0"], ["dear0"], ["dear1"]]
+
+
+async def test_a_lone_request_does_not_slow_down_what_is_promised() -> None:
+    async with house(max_requests=4) as h:
+        full = h.submit("full", [BUDGET])
+        await settle()
+        h.script.gate.release()
+        await full
+        quick = h.batcher._tokens_per_second
+        lone = h.submit("lone", [1])
+        await asyncio.sleep(0.05)
+        h.script.gate.release()
+        await lone
+        assert h.batcher._tokens_per_second > quick / 2
+
+
 async def test_a_short_request_overtakes_a_long_one() -> None:
     async with house() as h:
         busy = h.submit("busy")
