@@ -100,6 +100,7 @@ class Batcher:
         max_waiting_tokens: int,
         observe: Callable[[list[Item]], None] = lambda items: None,
         turn: asyncio.Lock | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._execute = execute
         self._max_batch_tokens = max_batch_tokens
@@ -107,6 +108,7 @@ class Batcher:
         self._max_waiting_tokens = max_waiting_tokens
         self._observe = observe
         self._turn = turn or asyncio.Lock()
+        self._now = now
         self._waiting: set[_Request] = set()
         # By tag, equal ones by arrival; who has left is skipped when its tag comes up.
         self._order: list[tuple[int, int, _Request]] = []
@@ -133,7 +135,7 @@ class Batcher:
         num_tokens = sum(item.weight for item in items)
         self.require_room(num_tokens)
         answer: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
-        request = _Request(items, deadline, time.monotonic(), answer)
+        request = _Request(items, deadline, self._now(), answer)
         self._waiting.add(request)
         self._line_up(request)
         self.num_waiting_tokens += num_tokens
@@ -148,7 +150,7 @@ class Batcher:
         while True:
             await self._has_work.wait()
             async with self._turn:
-                batch = self._cut(time.monotonic())
+                batch = self._cut(self._now())
                 if batch:
                     await self._run_batch(batch)
             if not self._waiting:
@@ -210,12 +212,12 @@ class Batcher:
         requests = list(dict.fromkeys(request for request, _ in batch))
         self._observe(items)
         self.num_running_requests = len(requests)
-        started = time.monotonic()
+        started = self._now()
         try:
             outputs = await self._outputs(items)
         finally:
             self.num_running_requests = 0
-        ended = time.monotonic()
+        ended = self._now()
         self._keep_pace(sum(item.weight for item in items), min(r.submitted for r in requests), ended)
         for (request, index), output in zip(batch, outputs, strict=True):
             if isinstance(output, _Failure):

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from services.common.errors import DeadlineExceeded, Internal, InvalidRequest, QueueFull
+from services.common.errors import DeadlineExceeded, Internal, InvalidRequest
 from services.encoder.batcher import Batcher, Item
 
 
@@ -91,29 +91,6 @@ async def test_requests_take_turns() -> None:
         assert len(device.batches) <= num_before + 2
         assert not bulk.done()
         assert await bulk == list(range(200))
-
-
-async def test_the_queue_is_bounded_and_says_when_to_come_back() -> None:
-    device = Device(seconds=0.05)
-    async with batching(device, max_waiting_requests=2, max_waiting_tokens=80) as batcher:
-        running = [asyncio.create_task(ask(batcher, [item(0, 16)]))]
-        await asyncio.sleep(0.01)
-        running += [asyncio.create_task(ask(batcher, [item(n, 16)])) for n in (1, 2)]
-        await asyncio.sleep(0.01)
-        with pytest.raises(QueueFull) as refused:
-            await ask(batcher, [item(9)])
-        assert refused.value.retry_after_ms is not None
-        assert refused.value.retry_after_ms >= 100
-        await asyncio.gather(*running)
-        first = asyncio.create_task(ask(batcher, [item(1, 16)]))
-        await asyncio.sleep(0.01)
-        second = asyncio.create_task(ask(batcher, [item(2, 30)]))
-        await asyncio.sleep(0.01)
-        with pytest.raises(QueueFull):
-            await ask(batcher, [item(9, 20)])
-        # What fits into a batch still finds room: bulk may have half of the queue.
-        third = asyncio.create_task(ask(batcher, [item(3, 16)]))
-        assert await asyncio.gather(first, second, third) == [[1], [2], [3]]
 
 
 async def test_a_request_that_no_queue_would_take_is_refused_for_good() -> None:
