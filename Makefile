@@ -52,6 +52,7 @@ format: $(VENV)/.dev ## rewrite the sources as `make check` wants them
 
 bench: $(VENV)/.dev ## measure; appends machine, commit and figures to tests/performance/RESULTS.md
 	$(BIN)/python -m tests.performance.bench
+	$(BIN)/python -m tests.performance.bench_service
 
 proto: $(VENV)/.dev ## generate the stubs beside the .proto files
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --mypy_out=proto \

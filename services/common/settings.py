@@ -154,9 +154,13 @@ class EncoderSettings(WorkerSettings):
         description="folder with a folder for each adapter of the first model (default: all-MiniLM-L6-v2 has its own)",
     )
     dtype: Literal["float32", "bf16"] = Field("bf16", description="arithmetic of the model")
-    max_batch_tokens: int = Field(2048, gt=0, description="most tokens of one batch")
+    max_batch_tokens: int = Field(
+        2048,
+        gt=0,
+        description="most tokens of one batch, but for a longer input, which goes alone; 256 times as many may wait",
+    )
     max_queue_requests: int = Field(
-        1024, gt=0, description="requests that may wait for a model; more are refused with queue_full"
+        1024, gt=0, description="requests that may wait for an encoder; more are refused with queue_full"
     )
 
     @field_validator("models")
