@@ -8,6 +8,9 @@ from services.common.errors import InvalidRequest
 
 _CHARACTERS_PER_TOKEN = 64
 _LEAST_MAX_CHARACTERS = 2**16
+MAX_TEXT_BYTES = 2**20
+"""Of a text whose tokens are told. A token tells at most some twenty bytes of itself, and there may be one a byte: the
+answer stays far below the longest message."""
 
 
 def max_characters(max_tokens: int) -> int:
@@ -41,19 +44,36 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token ids, as the vocabulary spells them where that was asked for, and the characters `[start, end)` of each."""
+    """Token ids; where they were asked for, the vocabulary's spellings and the characters `[start, end)` of each."""
 
     ids: list[int]
     strings: list[str]
     offsets: list[tuple[int, int]]
 
 
-def tokenize(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool, with_strings: bool) -> Tokens:
-    """The whole text, however long: who asks wants to know how long it is."""
+def tokenize(
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    param: str,
+    add_special_tokens: bool,
+    with_strings: bool,
+    with_offsets: bool,
+) -> Tokens:
+    """The text of the field `param`, which may be longer than a model takes: who asks wants to know how long it is.
+
+    Raises: InvalidRequest for more than MAX_TEXT_BYTES, by its length alone.
+    """
+    num_bytes = len(text.encode())
+    if num_bytes > MAX_TEXT_BYTES:
+        message = f"The text of '{param}' has {num_bytes} bytes, more than the {MAX_TEXT_BYTES} that are read at once."
+        raise InvalidRequest(message, param=param)
     encoding = tokenizer.encode(text, add_special_tokens=add_special_tokens)
     ids = encoding.ids
-    strings = [tokenizer.id_to_token(token_id) or "" for token_id in ids] if with_strings else []
-    return Tokens(ids, strings, encoding.offsets)
+    # A long text says the same again and again: one string a token of the vocabulary, however often it is told.
+    spelled = {token_id: tokenizer.id_to_token(token_id) or "" for token_id in set(ids)} if with_strings else {}
+    strings = [spelled[token_id] for token_id in ids] if with_strings else []
+    return Tokens(ids, strings, encoding.offsets if with_offsets else [])
 
 
 def detokenize(tokenizer: Tokenizer, token_ids: Sequence[int], *, vocabulary_size: int) -> str:

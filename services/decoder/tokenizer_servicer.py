@@ -36,25 +36,29 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
 
 def _tokenized(request: tokenizer_pb2.TokenizeTextRequest, worker: DecoderWorker) -> tokenizer_pb2.TokenizeTextResponse:
-    """Raises: InvalidRequest for no input or a conversation that the template refuses; TaskNotSupported without one."""
+    """Raises: InvalidRequest for no input, too long a text or a conversation that the template refuses, and
+    TaskNotSupported without a template."""
     is_chat = request.WhichOneof("input") == "messages"
     tokens = tokenize(
         worker.runner.tokenizer,
         _laid_out(request, worker) if is_chat else _prompt(request),
+        param="messages" if is_chat else "prompt",
         # The template writes the special tokens itself.
         add_special_tokens=request.add_special_tokens if request.HasField("add_special_tokens") else not is_chat,
         with_strings=request.return_token_strs,
+        # Places in a text that the caller never saw would tell it nothing.
+        with_offsets=not is_chat,
     )
-    # Places in a text that the caller never saw would tell it nothing.
-    offsets = [] if is_chat else tokens.offsets
-    return tokenizer_pb2.TokenizeTextResponse(
+    response = tokenizer_pb2.TokenizeTextResponse(
         model=worker.model_id,
         tokens=tokens.ids,
         count=len(tokens.ids),
         max_model_len=worker.capacity.max_total_tokens,
         token_strs=tokens.strings,
-        offsets=[tokenizer_pb2.Offset(start=start, end=end) for start, end in offsets],
     )
+    for start, end in tokens.offsets:
+        response.offsets.add(start=start, end=end)
+    return response
 
 
 def _prompt(request: tokenizer_pb2.TokenizeTextRequest) -> str:

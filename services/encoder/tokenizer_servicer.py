@@ -56,14 +56,18 @@ def _tokenized(
     tokens = tokenize(
         runner.tokenizer,
         request.prompt,
+        param="prompt",
         add_special_tokens=request.add_special_tokens if request.HasField("add_special_tokens") else True,
         with_strings=request.return_token_strs,
+        with_offsets=True,
     )
-    return tokenizer_pb2.TokenizeTextResponse(
+    response = tokenizer_pb2.TokenizeTextResponse(
         model=model_id,
         tokens=tokens.ids,
         count=len(tokens.ids),
         max_model_len=runner.max_input_tokens,
         token_strs=tokens.strings,
-        offsets=[tokenizer_pb2.Offset(start=start, end=end) for start, end in tokens.offsets],
     )
+    for start, end in tokens.offsets:
+        response.offsets.add(start=start, end=end)
+    return response

@@ -11,10 +11,11 @@ from nasty_texts import NASTY_NUMBERS, NASTY_TEXTS
 
 from janus.v1 import decoder_pb2, decoder_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
 from services.common.errors import JanusError
-from services.common.grpc_server import start_server
+from services.common.grpc_server import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES, start_server
 from services.common.metrics import DecoderMetrics
 from services.common.rpc_status import from_rpc_error
 from services.common.settings import SMOLLM2, DecoderSettings
+from services.common.tokenization import MAX_TEXT_BYTES
 from services.decoder.server import services_behind
 from services.decoder.servicer import WorkerDoor
 from services.decoder.worker import DecoderWorker
@@ -56,7 +57,7 @@ async def serve(worker: DecoderWorker) -> AsyncIterator[House]:
     door, metrics = WorkerDoor(), DecoderMetrics()
     door.worker = worker
     server = await start_server(services_behind(door, metrics), host="127.0.0.1", port=0, setting="X", metrics=metrics)
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", list(CHANNEL_OPTIONS)) as channel:
         yield House(
             door, decoder_pb2_grpc.DecoderServiceStub(channel), tokenizer_pb2_grpc.TokenizerServiceStub(channel)
         )
@@ -144,6 +145,32 @@ async def test_nothing_is_no_token_and_back(house: House) -> None:
 
 async def test_a_text_longer_than_the_context_is_counted(house: House) -> None:
     assert (await house.tokenize("hello " * 5000)).count > 5000
+
+
+async def test_the_longest_text_has_an_answer_that_can_be_sent(house: House) -> None:
+    """Characters that no merge knows are a token a byte, the most that a text can have."""
+    answer = await house.tokenize("\U0010ffff" * (MAX_TEXT_BYTES // 4), return_token_strs=True)
+    assert answer.count == len(answer.token_strs) == len(answer.offsets) == MAX_TEXT_BYTES
+    assert answer.ByteSize() < MAX_MESSAGE_BYTES / 2
+
+
+async def test_a_text_that_is_longer_is_refused_by_its_length(
+    house: House, smollm2: DecoderWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(*_: object, **__: object) -> None:
+        raise AssertionError("it was tokenized")
+
+    monkeypatch.setattr(type(smollm2.runner.tokenizer), "encode", encode)
+    half = "é" * (MAX_TEXT_BYTES // 4)
+    for call, param in (
+        (house.tokenize("a" * (MAX_TEXT_BYTES + 1)), "prompt"),
+        (house.tokenize(half + half + "a"), "prompt"),
+        (house.tokenize_chat([("user", half), ("user", half)]), "messages"),
+        (house.tokenize_chat([("user", "")] * (MAX_TEXT_BYTES // 16)), "messages"),
+    ):
+        error = await refusal(call)
+        assert (error.code, error.param) == ("invalid_request", param)
+        assert str(MAX_TEXT_BYTES) in error.message
 
 
 @pytest.mark.parametrize("tokens", [[-1], [0, 49_152], [2**31 - 1]])

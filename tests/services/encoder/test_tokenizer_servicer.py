@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from janus.v1 import decoder_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 from services.common.errors import JanusError
 from services.common.rpc_status import from_rpc_error
+from services.common.tokenization import MAX_TEXT_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,7 @@ async def test_refusals(house: House) -> None:
         (house.detokenize([1], model="nobody"), "model_not_found", "model"),
         (house.tokenize(), "invalid_request", "prompt"),
         (house.tokenize(messages=messages), "task_not_supported", "model"),
+        (house.tokenize(prompt="a" * (MAX_TEXT_BYTES + 1)), "invalid_request", "prompt"),
         (house.detokenize([30_522]), "invalid_request", "tokens"),
         (house.detokenize([-1]), "invalid_request", "tokens"),
     ):
