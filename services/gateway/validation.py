@@ -15,7 +15,7 @@ from services.common.errors import InvalidRequest
 
 MAX_STOP_STRINGS = 4
 MAX_INPUTS = 4096
-"""Texts of one request; a worker bounds their tokens."""
+"""Texts of one request, or pairs of a text and a label; a worker bounds their tokens."""
 ROLES = ("system", "developer", "user", "assistant")
 _NO_AGGREGATION = (
     encoder_pb2.AGGREGATION_STRATEGY_UNSPECIFIED,
@@ -83,10 +83,17 @@ def _(request: encoder_pb2.ClassifyTextRequest) -> None:
 @validate.register
 def _(request: encoder_pb2.ClassifyZeroShotRequest) -> None:
     _require_texts("inputs", request.inputs)
-    _require_texts("parameters.candidate_labels", request.parameters.candidate_labels)
-    if request.parameters.HasField("hypothesis_template") and "{}" not in request.parameters.hypothesis_template:
+    labels = request.parameters.candidate_labels
+    _require_texts("parameters.candidate_labels", labels)
+    if len(request.inputs) * len(labels) > MAX_INPUTS:
+        raise InvalidRequest(
+            f"{len(request.inputs)} inputs with {len(labels)} labels are more than {MAX_INPUTS} pairs: send several "
+            "requests.",
+            param="inputs",
+        )
+    if request.parameters.HasField("hypothesis_template") and request.parameters.hypothesis_template.count("{}") != 1:
         param = "parameters.hypothesis_template"
-        raise InvalidRequest(f"'{param}' must hold {{}} in the place of the label.", param=param)
+        raise InvalidRequest(f"'{param}' must hold {{}} once, in the place of the label.", param=param)
 
 
 @validate.register

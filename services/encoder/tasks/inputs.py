@@ -9,6 +9,8 @@ from services.common.errors import ContextLengthExceeded, InvalidRequest
 from services.common.tokenization import max_characters
 from services.encoder.batcher import Item
 
+MAX_PAIRS = 4096
+"""What one request may make of its texts and labels."""
 MAX_WINDOW_TOKENS = 2**19
 """What one request's windows may hold: with a wide stride a text makes as many windows as it has tokens."""
 MAX_WINDOW_CHARACTERS = 2**21

@@ -9,7 +9,7 @@ from typing import Any
 
 from janus.v1 import encoder_pb2
 from services.common.errors import InvalidRequest
-from services.encoder.tasks.inputs import EncodedInputs, TextEncoder, encode_pairs, require_texts
+from services.encoder.tasks.inputs import MAX_PAIRS, EncodedInputs, TextEncoder, encode_pairs, require_texts
 from services.encoder.tasks.labels import Labels, softmax
 from services.encoder.tasks.task import Head
 
@@ -27,6 +27,12 @@ class ClassifyZeroShot:
         require_texts(request.inputs, param="inputs")
         labels = request.parameters.candidate_labels
         require_texts(labels, param="parameters.candidate_labels")
+        if len(request.inputs) * len(labels) > MAX_PAIRS:
+            raise InvalidRequest(
+                f"{len(request.inputs)} inputs with {len(labels)} labels are more than {MAX_PAIRS} pairs: send several "
+                "requests.",
+                param="inputs",
+            )
         hypotheses = _hypotheses(request.parameters)
         encoded = await encode_pairs(
             encoder,
@@ -59,11 +65,11 @@ class ClassifyZeroShot:
 
 
 def _hypotheses(parameters: encoder_pb2.ClassifyZeroShotParameters) -> list[str]:
-    """Raises: InvalidRequest for a template without a place for the label."""
+    """Raises: InvalidRequest for a template without a place for the label, or with several."""
     template = parameters.hypothesis_template if parameters.HasField("hypothesis_template") else DEFAULT_TEMPLATE
-    if "{}" not in template:
+    if template.count("{}") != 1:
         param = "parameters.hypothesis_template"
-        raise InvalidRequest(f"'{param}' must hold {{}} in the place of the label.", param=param)
+        raise InvalidRequest(f"'{param}' must hold {{}} once, in the place of the label.", param=param)
     # Not str.format: a template is a text of the caller's, not a program.
     return [template.replace("{}", label) for label in parameters.candidate_labels]
 

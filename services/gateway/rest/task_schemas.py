@@ -95,7 +95,7 @@ class ZeroShotParameters(Body):
 
     candidate_labels: Labels = Field(description="A list, or one text with commas between the labels.")
     hypothesis_template: str | None = Field(
-        default=None, description="With {} in the place of the label; absent: This example is {}."
+        default=None, description="With {} once, in the place of the label; absent: This example is {}."
     )
     multi_label: bool = Field(default=False, description="Each label on its own, instead of one of them all.")
 

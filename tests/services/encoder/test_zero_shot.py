@@ -1,6 +1,7 @@
 """Zero-shot classification over gRPC equals transformers' zero-shot-classification pipeline to 1e-5 in float32."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from nasty_texts import NASTY_NUMBERS, NASTY_TEXTS
 from transformers import pipeline
 
 from janus.v1 import encoder_pb2, encoder_pb2_grpc, models_pb2, models_pb2_grpc
+from services.common.errors import InvalidRequest
 from services.common.rpc_status import from_rpc_error
 from services.encoder.tasks.labels import Labels
 from services.encoder.tasks.task import Head
@@ -178,6 +180,7 @@ async def test_refusals(tmp_path: Path) -> None:
             (request(["a"], ["a", ""]), "invalid_request", "parameters.candidate_labels"),
             (request(["a"], LABELS, hypothesis_template="none"), "invalid_request", "parameters.hypothesis_template"),
             (request(["a"], LABELS, hypothesis_template=""), "invalid_request", "parameters.hypothesis_template"),
+            (request(["a"], LABELS, hypothesis_template="{} {}"), "invalid_request", "parameters.hypothesis_template"),
             (uncut, "context_length_exceeded", "inputs"),
         ):
             with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -185,6 +188,17 @@ async def test_refusals(tmp_path: Path) -> None:
             error = from_rpc_error(refused.value)
             assert (error.code, error.param) == (code, param)
         assert "'inputs[1]' has " in error.message
+
+
+async def test_pairs_are_counted_before_any_is_made() -> None:
+    """Without an encoder: the refusal asks none, and 16 million pairs would take seconds."""
+    head = Head(None, labels=Labels(("entailment", "other"), "softmax", entailment=0))
+    for num_inputs, num_labels in ((4096, 4096), (1, 4097), (4097, 1)):
+        started = time.perf_counter()
+        with pytest.raises(InvalidRequest, match=f"^{num_inputs} inputs with {num_labels} labels are more") as refused:
+            await ClassifyZeroShot().encode(request(["a"] * num_inputs, ["b"] * num_labels), head, None)
+        assert refused.value.param == "inputs"
+        assert time.perf_counter() - started < 0.1
 
 
 @pytest.mark.parametrize("names", [("negative", "positive"), ("entailment",)])
