@@ -58,7 +58,8 @@ def train(recipe: Recipe, base: Path, *, device: str = "auto", state: Path | Non
         raise ValueError(f"{recipe.name}: {len(training)} examples to train, {len(validation)} to validate with")
     started = time.monotonic()
     tuned = TunedModel(model, recipe, task=objective.task, labels=objective.labels)
-    objective.prepare(model, tuned.head, training)
+    if recipe.tuning.start is None:
+        objective.prepare(model, tuned.head, training)
     trainer = Trainer(tuned, objective, recipe, training, validation)
     state = state or recipe.output.with_name(f"{recipe.output.name}.state")
     trainer.run(state)

@@ -32,13 +32,15 @@ _SHIFT = 4.0
 class MaskingOptions:
     """`mask_ratio` of a sentence's words are chosen, at least one.
 
-    A word of which the data has a share above `common_share` is chosen less often, by the root of the ratio. `cloze`
-    is a table of sentences with a mask and the words that would do, for two more figures.
+    A word of which the data has a share above `common_share` is chosen less often, by the root of the ratio. What
+    stands in a sentence already is made unlikely to stand there again, with `repeat_weight`. `cloze` is a table of
+    sentences with a mask and the words that would do, for two more figures.
     """
 
     max_input_tokens: int
     mask_ratio: float
     common_share: float = 1.0
+    repeat_weight: float = 0.0
     cloze: Path | None = None
 
 
@@ -122,9 +124,13 @@ class MaskedLanguage:
     def loss(
         self, model: Trainable, head: nn.Module, batch: Sequence[MaskableSentence], chance: random.Random
     ) -> Tensor:
-        """The mean cross-entropy of the tokens that were chosen."""
-        scores_LV, targets_L = self._scores(model, head, [self.hide(sentence, chance) for sentence in batch])
-        return cross_entropy(scores_LV, targets_L)
+        """The mean cross-entropy of the tokens that were chosen, and what repeating a token costs."""
+        hidden = [self.hide(sentence, chance) for sentence in batch]
+        scores_LV, targets_L = self._scores(model, head, hidden)
+        loss = cross_entropy(scores_LV, targets_L)
+        if self._options.repeat_weight:
+            loss = loss + self._options.repeat_weight * repetition(scores_LV, hidden)
+        return loss
 
     @torch.no_grad()
     def figures(self, model: Trainable, head: nn.Module, examples: Sequence[MaskableSentence]) -> dict[str, float]:
@@ -198,6 +204,21 @@ def read_cloze(path: Path) -> list[tuple[str, frozenset[str]]]:
             raise ValueError(f"{path}, line {number}: not a sentence with one [MASK], a tab and words")
         sentences.append((text, frozenset(words.split())))
     return sentences
+
+
+def repetition(scores_LV: Tensor, batch: Sequence[Hidden]) -> Tensor:
+    """The unlikelihood (Welleck et al., 2019) of each sentence's own tokens in the rows where others stood, a row."""
+    rows: list[int] = []
+    tokens: list[int] = []
+    num_rows = 0
+    for one in batch:
+        for target in one.targets:
+            others = sorted({*one.token_ids, *one.targets} - {target})
+            rows += [num_rows] * len(others)
+            tokens += others
+            num_rows += 1
+    shares_N = (scores_LV[rows, tokens] - scores_LV.logsumexp(dim=1)[rows]).exp()
+    return -torch.log1p(-shares_N.clamp(max=0.999)).sum() / num_rows
 
 
 def _rank(words: frozenset[str], told: Sequence[str]) -> int:

@@ -14,12 +14,13 @@ class Tuning:
     """What is trained beside the head: low-rank factors, or the weights themselves.
 
     A model whose every weight was trained becomes an adapter too: its difference, cut down to `rank`. `linears` are
-    patterns of the paths that take part ("blocks.*.attention.*").
+    patterns of the paths that take part ("blocks.*.attention.*"). `start` is an adapter of the same task to go on from.
     """
 
     method: Literal["lora", "full"]
     rank: int
     linears: tuple[str, ...] = ("*",)
+    start: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

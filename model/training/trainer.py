@@ -25,7 +25,7 @@ from model.training.run_state import load_state, save_state
 from model.training.tuning import TunedModel, body_of
 
 # Steps between two savings of the state.
-_SAVE_STEPS = 100
+_SAVE_STEPS = 25
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 

@@ -37,7 +37,9 @@ class TunedModel:
         self._is_full = tuning.method == "full"
         changed: list[str] = [] if self._is_full else self._paths
         if isinstance(model, EncoderModel):
-            start = blank(recipe.name, labels, model, rank=tuning.rank, seed=recipe.seed, task=task, paths=changed)
+            start = self._begun() or blank(
+                recipe.name, labels, model, rank=tuning.rank, seed=recipe.seed, task=task, paths=changed
+            )
             (self.head,) = attach(model, [start])
         else:
             down, up = blank_factors(model.decoder, tuning.rank, torch.Generator().manual_seed(recipe.seed), changed)
@@ -51,6 +53,19 @@ class TunedModel:
             for path in self._paths
             if self._is_full and isinstance(model, EncoderModel)
         }
+
+    def _begun(self) -> Adapter | None:
+        """The adapter that the recipe goes on from. Raises: ValueError for one that does something else."""
+        tuning = self._recipe.tuning
+        if tuning.start is None:
+            return None
+        adapter = Adapter.load(tuning.start)
+        ranks = {len(down_RI) for down_RI in adapter.down.values()}
+        if (adapter.task, adapter.labels) != (self._task, self._labels):
+            raise ValueError(f"tuning.start: {tuning.start} is for {adapter.task} {', '.join(adapter.labels)}")
+        if tuning.method != "lora" or adapter.down.keys() != set(self._paths) or ranks != {tuning.rank}:
+            raise ValueError(f"tuning.start: {tuning.start} has other factors than those that the recipe trains")
+        return adapter
 
     def _trained(self) -> dict[str, nn.Parameter]:
         if isinstance(self.model, CausalLanguageModel) and self._is_full:

@@ -1,6 +1,7 @@
 """Each objective: its file is read, its loss falls on a small set, and what it learnt holds for what it did not see."""
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from model.encoder import EncoderModel
 from model.training.causal_language import CausalLanguage, CausalOptions
 from model.training.checkpoint_folder import write_checkpoint
 from model.training.classification import Classification, ClassificationOptions
-from model.training.masked_language import MaskedLanguage, MaskingOptions
+from model.training.masked_language import Hidden, MaskedLanguage, MaskingOptions, repetition
 from model.training.objective import Objective
 from model.training.recipe import Recipe
 from model.training.spans import SpanOptions, Spans, overlap
@@ -114,6 +115,15 @@ def test_masked_language(tmp_path: Path) -> None:
     assert adapter is not None
     assert adapter.task == "fill-mask"
     assert "decoder.weight" not in adapter.head, "the token table is the encoder's"
+
+
+def test_repeating_a_token_costs_what_it_is_given() -> None:
+    """Two rows: the tokens 1, 3, 5, 2 where 7 stood, and 1, 2 (of 1, 3, 2) where 3 stood, each with a share of 0.1."""
+    hidden = [Hidden([1, 3, 5, 2], [1], [7]), Hidden([1, 3, 2], [1], [3])]
+    cost = repetition(torch.zeros(2, 10), hidden)
+    assert cost.item() == pytest.approx((4 + 2) * -math.log(0.9) / 2)
+    unlikely = torch.zeros(2, 10).index_fill(1, torch.tensor([1, 2, 3, 5]), -20.0)
+    assert repetition(unlikely, hidden).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_the_token_table_stays(tmp_path: Path) -> None:
