@@ -1,14 +1,17 @@
 """Many requests over one stream: several are answered at a time, and the answers come in the order of the requests.
 
-    requests ──read──► [ up to `window` being answered ] ──in order──► answers
+    requests ──read──► [ a window of them being answered ] ──in order──► answers
 
-Whoever sends faster than is answered, or takes no answers, is not read from, so nothing piles up. A queue that is full
-is waited for, since a bulk caller would only try again. A request that fails leaves its error in its place, and the
-rest goes on. Each counts as a request of its task, the stream as one of its own.
+Whoever sends faster than is answered, or takes no answers, is not read from, so nothing piles up: neither many requests
+nor a few that are large. A queue that is full is waited for, since a bulk caller would only try again. A request that
+fails leaves its error in its place, and the rest goes on. Each counts as a request of its task, the stream as one of
+its own.
 """
 
 import asyncio
+import random
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Final, Protocol, TypeVar
@@ -18,6 +21,7 @@ from services.common.logging import describe_request, get_logger, request_model
 from services.common.metrics import ServiceMetrics
 
 WINDOW: Final = 64
+WINDOW_BYTES: Final = 32 * 2**20
 # A queue that says how long it will take may be shorter sooner.
 LONGEST_WAIT_SECONDS: Final = 1.0
 
@@ -34,24 +38,28 @@ class BulkRequest(Protocol[_SentRequest]):
     @property
     def request(self) -> _SentRequest: ...
 
+    def ByteSize(self) -> int: ...
+
 
 async def answer_stream(
     requests: AsyncIterator[BulkRequest[_Request]],
-    answer: Callable[[_Request, int], Awaitable[object]],
+    begin: Callable[[_Request, int], Callable[[], Awaitable[object]]],
     response: Callable[..., _Response],
     *,
     task: str,
     metrics: ServiceMetrics,
-) -> AsyncIterator[_Response]:
+) -> AsyncGenerator[_Response, None]:
     """The rpc: `response` makes a message of a `sequence` and either a `response` or an `error`.
 
+    `begin` is called once for each request and its number; what it returns answers, and is called again while the queue
+    is full.
     Raises: what reading raises, after the answers to what was read before.
     """
 
     async def answer_and_count(each: BulkRequest[_Request], number: int) -> object:
         started, code = time.perf_counter(), "cancelled"
         try:
-            answered = await answer_when_there_is_room(lambda: answer(each.request, number))
+            answered = await answer_when_there_is_room(begin(each.request, number))
             code = answered.code if isinstance(answered, JanusError) else "ok"
             return answered
         finally:
@@ -60,7 +68,8 @@ async def answer_stream(
 
     number = 0
     try:
-        async with aclosing(answer_in_order(requests, answer_and_count)) as answers:
+        in_order = answer_in_order(requests, answer_and_count, num_bytes=lambda each: each.ByteSize())
+        async with aclosing(in_order) as answers:
             async for answered in answers:
                 if isinstance(answered, JanusError):
                     yield response(sequence=number, error=_fields(answered))
@@ -77,7 +86,9 @@ async def answer_when_there_is_room(answer: Callable[[], Awaitable[_Answer]]) ->
         try:
             return await answer()
         except QueueFull as full:
-            await asyncio.sleep(min((full.retry_after_ms or 100) / 1000, LONGEST_WAIT_SECONDS))
+            wait_seconds = min((full.retry_after_ms or 100) / 1000, LONGEST_WAIT_SECONDS)
+            # A window of requests is refused at once; coming back at once, all but a few would be refused again.
+            await asyncio.sleep(wait_seconds * random.uniform(1, 2))
         except JanusError as error:
             return error
         except Exception as error:
@@ -85,31 +96,66 @@ async def answer_when_there_is_room(answer: Callable[[], Awaitable[_Answer]]) ->
             return Internal("An internal error occurred.")
 
 
+class _Window:
+    """The requests that were read and whose answers were not yet taken.
+
+    There is room for one more while they are fewer than `num_requests`, of fewer than `num_bytes`: so one request is
+    always read, however large it is.
+    """
+
+    def __init__(self, num_requests: int, num_bytes: int) -> None:
+        self._num_requests = num_requests
+        self._num_bytes_left = num_bytes
+        self._sizes: deque[int] = deque()
+        self._left = asyncio.Event()
+
+    async def until_room(self) -> None:
+        while len(self._sizes) >= self._num_requests or self._num_bytes_left <= 0:
+            self._left.clear()
+            await self._left.wait()
+
+    def enter(self, num_bytes: int) -> None:
+        self._sizes.append(num_bytes)
+        self._num_bytes_left -= num_bytes
+
+    def leave(self) -> None:
+        """The oldest one."""
+        self._num_bytes_left += self._sizes.popleft()
+        self._left.set()
+
+
 async def answer_in_order(
-    requests: AsyncIterator[_Request], answer: Callable[[_Request, int], Awaitable[_Answer]], *, window: int = WINDOW
+    requests: AsyncIterator[_Request],
+    answer: Callable[[_Request, int], Awaitable[_Answer]],
+    *,
+    num_bytes: Callable[[_Request], int],
+    window: int = WINDOW,
+    window_bytes: int = WINDOW_BYTES,
 ) -> AsyncGenerator[_Answer, None]:
     """An answer for each request, whose number, counted from 0, `answer` is told.
 
-    At most `window` requests are read and their answers not yet taken. Closing it cancels what runs.
+    At most `window` requests are read and their answers not yet taken, fewer when they are of `window_bytes` or more.
+    Closing it cancels what runs.
     Raises: what `answer` raises, in its place, and then ends; what reading raises, after all answers.
     """
-    room = asyncio.Semaphore(window)
+    untaken = _Window(window, window_bytes)
     answers: asyncio.Queue[asyncio.Task[_Answer] | None] = asyncio.Queue()
 
     async def read() -> None:
         number = 0
-        await room.acquire()
+        await untaken.until_room()
         async for request in requests:
+            untaken.enter(num_bytes(request))
             answers.put_nowait(asyncio.ensure_future(answer(request, number)))
             number += 1
-            await room.acquire()
+            await untaken.until_room()
 
     reading = asyncio.create_task(read())
     reading.add_done_callback(lambda _: answers.put_nowait(None))
     try:
         while (answering := await answers.get()) is not None:
             yield await answering
-            room.release()
+            untaken.leave()
         await reading
     finally:
         left: list[asyncio.Task[Any]] = [reading]

@@ -1,7 +1,7 @@
 """The worker's gRPC: inputs become items here, and results become answers."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -125,10 +125,10 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         context: Context,
         response: Callable[..., _StreamResponse],
     ) -> AsyncIterator[_StreamResponse]:
-        async def answer(request: _Request, number: int) -> _Response:
-            return await self._answer(task, request, context, number)
+        def begin(request: _Request, number: int) -> Callable[[], Awaitable[_Response]]:
+            return lambda: self._answer(task, request, context, number)
 
-        return answer_stream(requests, answer, response, task=task.name, metrics=self._metrics)
+        return answer_stream(requests, begin, response, task=task.name, metrics=self._metrics)
 
     async def _answer(
         self, task: Task[_Request, _Response], request: _Request, context: Context, number: int | None = None

@@ -6,7 +6,7 @@ back while its reader is slow; one that takes nothing for too long loses it.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -28,7 +28,6 @@ from services.common.errors import Cancelled
 from services.common.grpc_server import Service
 from services.common.metrics import GatewayMetrics
 from services.common.settings import GatewaySettings
-from services.gateway.event_stream import EventStream
 from services.gateway.methods import StreamRequest, TaskRequest
 from services.gateway.operations import Operations
 from services.gateway.request_context import RequestContext
@@ -148,7 +147,7 @@ class GatewayServicer(
         assert isinstance(response, answer)
         return response
 
-    def _bulk(
+    async def _bulk(
         self,
         requests: AsyncIterator[BulkRequest[TaskRequest]],
         context: _Context,
@@ -157,25 +156,35 @@ class GatewayServicer(
     ) -> AsyncIterator[_Response]:
         """Each request on its own: it may go to another worker than the one before, and has a deadline of its own."""
 
-        async def answer(request: TaskRequest, number: int) -> Message:
-            return await self._operations.unary(request, self._request_context(context, number))
+        def begin(request: TaskRequest, number: int) -> Callable[[], Awaitable[Message]]:
+            # Made here, since a request that waits for a full queue has one deadline and not one for each try.
+            request_context = self._request_context(context, number)
+            return lambda: self._operations.unary(request, request_context)
 
-        return answer_stream(requests, answer, response, task=task, metrics=self._metrics)
+        closing: list[asyncio.Task[None]] = []
+        answers = answer_stream(requests, begin, response, task=task, metrics=self._metrics)
+        reader = self._reader(lambda: closing.append(asyncio.create_task(answers.aclose())))
+        try:
+            async for answer in answers:
+                with reader:
+                    yield answer
+        finally:
+            reader.forget()
+            await (closing[0] if closing else answers.aclose())
 
     async def _stream(self, request: StreamRequest, context: _Context) -> AsyncIterator[Any]:
         stream = await self._operations.stream(request, self._request_context(context))
-        reader = _Reader(stream, self._settings.stream_stall_seconds)
+        reader = self._reader(stream.close)
         try:
             while (response := await stream.read()) is not None:
-                reader.waiting_since = time.monotonic()
-                yield response
-                reader.waiting_since = None
-                if reader.has_stalled:
-                    self._metrics.cancellations_total.labels("stalled").inc()
-                    raise Cancelled("The stream was not read.")
+                with reader:
+                    yield response
         finally:
             reader.forget()
             stream.close()
+
+    def _reader(self, close: Callable[[], None]) -> "_Reader":
+        return _Reader(close, self._settings.stream_stall_seconds, self._metrics)
 
     def _request_context(self, context: _Context, number: int | None = None) -> RequestContext:
         """`number` tells apart the requests of one stream."""
@@ -191,22 +200,35 @@ class GatewayServicer(
 
 
 class _Reader:
-    """Closes a stream whose reader takes nothing; the worker is free even while the rpc still hangs."""
+    """Closes a stream whose reader takes nothing; the worker is free even while the rpc still hangs.
 
-    def __init__(self, stream: EventStream, stall_seconds: float) -> None:
-        self.waiting_since: float | None = None
-        self.has_stalled = False
-        self._stream = stream
+    Each response is passed on inside of `with`, which raises Cancelled once the stream was closed.
+    """
+
+    def __init__(self, close: Callable[[], object], stall_seconds: float, metrics: GatewayMetrics) -> None:
+        self._waiting_since: float | None = None
+        self._has_stalled = False
+        self._close = close
         self._stall_seconds = stall_seconds
+        self._metrics = metrics
         self._look_again()
+
+    def __enter__(self) -> None:
+        self._waiting_since = time.monotonic()
+
+    def __exit__(self, error: object, *_: object) -> None:
+        self._waiting_since = None
+        if self._has_stalled and error is None:
+            self._metrics.cancellations_total.labels("stalled").inc()
+            raise Cancelled("The stream was not read.")
 
     def forget(self) -> None:
         self._timer.cancel()
 
     def _look(self) -> None:
-        if self.waiting_since is not None and time.monotonic() - self.waiting_since >= self._stall_seconds:
-            self.has_stalled = True
-            self._stream.close()
+        if self._waiting_since is not None and time.monotonic() - self._waiting_since >= self._stall_seconds:
+            self._has_stalled = True
+            self._close()
         else:
             self._look_again()
 

@@ -1,7 +1,7 @@
 """Bulk streams without a network: for any order of ends, answers come in the order of the requests."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,14 +28,16 @@ async def settle() -> None:
 class Script:
     """Requests are letters of a text; an answer waits until the test gives it."""
 
-    def __init__(self, text: str, window: int = 3) -> None:
+    def __init__(self, text: Sequence[str], window: int = 3, window_bytes: int = 1000) -> None:
         self.text = text
         self.num_read = 0
         self.open: dict[int, asyncio.Future[str]] = {}
         self.num_cancelled = 0
         self.was_closed = False
         self.goes_on_reading = True
-        self.answers = answer_in_order(self._requests(), self._answer, window=window)
+        self.answers = answer_in_order(
+            self._requests(), self._answer, num_bytes=len, window=window, window_bytes=window_bytes
+        )
 
     async def _requests(self) -> AsyncIterator[str]:
         try:
@@ -109,6 +111,19 @@ async def test_a_slow_answer_holds_reading_back() -> None:
     await script.answers.aclose()
 
 
+async def test_large_requests_are_read_one_by_one_and_small_ones_as_far_as_the_bytes_go() -> None:
+    script = Script(["x" * 25, "x" * 4, "x" * 4, "x" * 4, "x"], window=4, window_bytes=10)
+    taking = asyncio.create_task(anext(script.answers))
+    for number, num_read in enumerate([1, 4, 5, 5, 5]):
+        await settle()
+        assert script.num_read == num_read
+        script.give(number)
+        assert (await taking).endswith(str(number))
+        taking = asyncio.create_task(anext(script.answers))
+    with pytest.raises(StopAsyncIteration):
+        await taking
+
+
 async def test_answers_come_while_the_client_sends_nothing() -> None:
     more = asyncio.Event()
 
@@ -121,7 +136,7 @@ async def test_answers_come_while_the_client_sends_nothing() -> None:
     async def answer(request: int, number: int) -> int:
         return 10 * request
 
-    answers = answer_in_order(requests(), answer)
+    answers = answer_in_order(requests(), answer, num_bytes=int.bit_length)
     assert [await anext(answers), await anext(answers)] == [10, 20]
     third = asyncio.create_task(anext(answers))
     await settle()
@@ -195,6 +210,14 @@ async def test_a_full_queue_is_waited_for() -> None:
     assert third - second >= 0.095
 
 
+async def test_those_who_wait_do_not_come_back_at_once() -> None:
+    waiting = [failing(QueueFull("full", retry_after_ms=100)) for _ in range(64)]
+    await asyncio.gather(*(answer_when_there_is_room(answer) for answer, _ in waiting))
+    waits = [again - first for _, (first, again) in waiting]
+    assert min(waits) >= 0.095
+    assert max(waits) - min(waits) > 0.05
+
+
 async def test_a_long_wait_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bulk, "LONGEST_WAIT_SECONDS", 0.01)
     answer, asked = failing(QueueFull("full", retry_after_ms=3_600_000))
@@ -217,6 +240,9 @@ class Sent:
     """As a message of a stream has it."""
 
     request: str
+
+    def ByteSize(self) -> int:
+        return len(self.request)
 
 
 @dataclass
@@ -241,12 +267,15 @@ async def test_each_request_is_counted_and_the_stream_says_how_many() -> None:
             raise InvalidRequest("'inputs' is empty.", param="inputs")
         return text.upper()
 
+    def begin(text: str, number: int) -> Callable[[], Awaitable[str]]:
+        return lambda: answer(text, number)
+
     def count(code: str, model: str) -> Any:
         labels = {"task": "classify", "model": model, "code": code, "transport": "grpc"}
         return metrics.registry.get_sample_value("janus_requests_total", labels)
 
     begin_request(request_id="r")
-    answers = answer_stream(requests(), answer, Response, task="classify", metrics=metrics)
+    answers = answer_stream(requests(), begin, Response, task="classify", metrics=metrics)
     assert [response async for response in answers] == [
         Response(0, "A"),
         Response(1, error={"code": "invalid_request", "message": "'inputs' is empty.", "param": "inputs"}),
@@ -263,11 +292,10 @@ async def test_what_a_client_leaves_behind_is_counted_as_cancelled() -> None:
         for text in "ab":
             yield Sent(text)
 
-    async def answer(text: str, number: int) -> str:
-        await asyncio.Event().wait()
-        return text
+    def begin(text: str, number: int) -> Callable[[], Awaitable[bool]]:
+        return asyncio.Event().wait
 
-    answers = answer_stream(requests(), answer, Response, task="classify", metrics=metrics)
+    answers = answer_stream(requests(), begin, Response, task="classify", metrics=metrics)
     first = asyncio.create_task(anext(answers))
     await settle()
     first.cancel()

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from janus.v1 import encoder_pb2, encoder_pb2_grpc
 from services.common.bulk import WINDOW
 from services.common.errors import QueueFull
+from services.gateway.validation import MAX_INPUTS
 from services.gateway.worker_client import WorkerState
 
 Each = encoder_pb2.ClassifyTextStreamRequest
@@ -96,6 +97,36 @@ async def test_a_full_queue_is_waited_for(house, stub):
     house.encoder.failure = None
     assert [answer.HasField("response") for answer in await answering] == [True] * 3
     await house.until_metric(0, "janus_rejections_total", reason="queue_full")
+
+
+async def test_a_full_queue_is_waited_for_no_longer_than_the_requests_deadline(start_house: StartHouse):
+    house: House = await start_house(request_timeout_seconds=0.5)
+    house.encoder.failure = QueueFull("full", retry_after_ms=50)
+    async with stub_of(house) as stub:
+        answers = await classify(stub, [each("a"), each("b")])
+    assert [answer.error.code for answer in answers] == ["deadline_exceeded"] * 2
+    assert len(house.encoder.requests) > 4, "each was asked again"
+    await house.until_metric(2, "janus_requests_total", task="classify", code="deadline_exceeded")
+    await house.until_metric(0, "janus_rejections_total")
+
+
+async def test_a_reader_that_stalls_loses_its_stream_and_what_runs_for_it(start_house: StartHouse):
+    house: House = await start_house(stream_stall_seconds=2)
+    worker = house.gateway.router.workers[0]
+    async with stub_of(house) as stub:
+        call = stub.ClassifyTextStream()
+        for _ in range(40):  # answers that fill every buffer on the way
+            await call.write(each(*["a"] * MAX_INPUTS))
+        await until(lambda: len(house.encoder.requests) == 40 and worker.num_running == 0)
+        house.encoder.answer_seconds = 30
+        await call.write(each("a"))
+        await until(lambda: worker.num_running == 1)
+        await until(lambda: worker.num_running == 0, seconds=10)
+        await house.until_metric(1, "janus_requests_total", task="classify", code="cancelled")
+        with pytest.raises(grpc.aio.AioRpcError) as lost:
+            _ = [answer async for answer in call]
+        assert lost.value.code() is grpc.StatusCode.CANCELLED
+        await house.until_metric(1, "janus_cancellations_total", stage="stalled")
 
 
 async def test_a_worker_that_is_lost_in_the_middle(house, stub):
