@@ -11,6 +11,8 @@ from services.encoder.batcher import Item
 
 MAX_PAIRS = 4096
 """What one request may make of its texts and labels."""
+MAX_PAIR_CHARACTERS = 2**22
+"""What one request's pairs may hold: a text that stands in thousands of them is tokenized as often."""
 MAX_WINDOW_TOKENS = 2**19
 """What one request's windows may hold: with a wide stride a text makes as many windows as it has tokens."""
 MAX_WINDOW_CHARACTERS = 2**21
@@ -171,8 +173,11 @@ async def encode_pairs(
 ) -> Encoded:
     """Two texts an input; `names` are what a refusal calls each.
 
-    Raises: ContextLengthExceeded with both counts, unless cutting is allowed and enough.
+    Raises: InvalidRequest for more than a request may have of pairs; ContextLengthExceeded with both counts, unless
+    cutting is allowed and enough.
     """
+    most = max_characters(encoder.max_input_tokens)
+    require_few_characters(sum(min(len(text), most) for pair in pairs for text in pair), param=param)
     inputs = _readable(encoder, pairs, names, param, cut if may_truncate else None)
     read = [(first, second) for first, second in inputs]
 
@@ -194,6 +199,16 @@ def require_texts(texts: Sequence[str], *, param: str) -> None:
     for index, text in enumerate(texts):
         if not text:
             raise InvalidRequest(f"'{param}[{index}]' is an empty text.", param=param)
+
+
+def require_few_characters(num_characters: int, *, param: str) -> None:
+    """Raises: InvalidRequest for more than a request may have of pairs."""
+    if num_characters > MAX_PAIR_CHARACTERS:
+        raise InvalidRequest(
+            f"'{param}' make pairs of {num_characters} characters in all, more than {MAX_PAIR_CHARACTERS}: send "
+            "several requests.",
+            param=param,
+        )
 
 
 def require_readable(encoder: TextEncoder, texts: Iterable[str]) -> None:

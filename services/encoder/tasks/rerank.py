@@ -42,14 +42,15 @@ class RerankTexts:
     name = "rerank"
 
     async def encode(self, request: encoder_pb2.RerankTextsRequest, head: Head, encoder: TextEncoder) -> EncodedInputs:
-        if not request.query:
+        query = request.query  # once: a message makes a new text each time that it is asked
+        if not query:
             raise InvalidRequest("'query' is an empty text.", param="query")
         require_texts(request.documents, param="documents")
         if request.HasField("top_n") and request.top_n < 1:
             raise InvalidRequest("'top_n' must be at least 1.", param="top_n")
         encoded = await encode_pairs(
             encoder,
-            [(request.query, document) for document in request.documents],
+            [(query, document) for document in request.documents],
             names=[f"documents[{index}]" for index in range(len(request.documents))],
             param="documents",
             cut="longest",

@@ -9,7 +9,14 @@ from typing import Any
 
 from janus.v1 import encoder_pb2
 from services.common.errors import InvalidRequest
-from services.encoder.tasks.inputs import MAX_PAIRS, EncodedInputs, TextEncoder, encode_pairs, require_texts
+from services.encoder.tasks.inputs import (
+    MAX_PAIRS,
+    EncodedInputs,
+    TextEncoder,
+    encode_pairs,
+    require_few_characters,
+    require_texts,
+)
 from services.encoder.tasks.labels import Labels, softmax
 from services.encoder.tasks.task import Head
 
@@ -33,7 +40,7 @@ class ClassifyZeroShot:
                 "requests.",
                 param="inputs",
             )
-        hypotheses = _hypotheses(request.parameters)
+        hypotheses = _hypotheses(request.parameters, len(request.inputs))
         encoded = await encode_pairs(
             encoder,
             [(text, hypothesis) for text in request.inputs for hypothesis in hypotheses],
@@ -64,12 +71,14 @@ class ClassifyZeroShot:
         return encoder_pb2.ClassifyZeroShotResponse(results=results)
 
 
-def _hypotheses(parameters: encoder_pb2.ClassifyZeroShotParameters) -> list[str]:
-    """Raises: InvalidRequest for a template without a place for the label, or with several."""
+def _hypotheses(parameters: encoder_pb2.ClassifyZeroShotParameters, num_inputs: int) -> list[str]:
+    """Raises: InvalidRequest for a template without a place for the label, with several, or too long to be repeated."""
     template = parameters.hypothesis_template if parameters.HasField("hypothesis_template") else DEFAULT_TEMPLATE
     if template.count("{}") != 1:
         param = "parameters.hypothesis_template"
         raise InvalidRequest(f"'{param}' must hold {{}} once, in the place of the label.", param=param)
+    num_characters = sum(len(template) - len("{}") + len(label) for label in parameters.candidate_labels)
+    require_few_characters(num_inputs * num_characters, param="inputs")
     # Not str.format: a template is a text of the caller's, not a program.
     return [template.replace("{}", label) for label in parameters.candidate_labels]
 

@@ -1,6 +1,7 @@
 """The arithmetic of tasks: scores, labels, vectors, inputs that don't fit."""
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,8 +15,10 @@ from services.encoder.tasks.embed import EmbedText
 from services.encoder.tasks.inputs import encode_pairs, require_readable
 from services.encoder.tasks.labels import Labels, UnknownLabels
 from services.encoder.tasks.question import AnswerQuestion
+from services.encoder.tasks.rerank import RerankTexts
 from services.encoder.tasks.task import Head
 from services.encoder.tasks.tokens import ClassifyTokens
+from services.encoder.tasks.zero_shot import ClassifyZeroShot
 
 HEAD = Head(None, labels=Labels(("a", "b", "c"), "none"), width=3)
 
@@ -197,6 +200,29 @@ async def test_of_two_texts_only_what_may_be_cut_is(
             with pytest.raises(ContextLengthExceeded, match="'x' has 1000001 characters"):
                 await encoding
             assert not encoder.num_read
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+async def test_texts_that_stand_in_many_pairs_have_a_bound_too(truncate: bool) -> None:
+    encoder, long = Reader(), "x" * 64_000
+    ranked = encoder_pb2.RerankTextsRequest(query=long, documents=["a"] * 4096, truncate=truncate)
+    of_labels = encoder_pb2.ClassifyZeroShotParameters(candidate_labels=["a"] * 4096)
+    by_label = encoder_pb2.ClassifyZeroShotRequest(inputs=[long], parameters=of_labels, truncate=truncate)
+    templates = encoder_pb2.ClassifyZeroShotParameters(candidate_labels=["a"] * 4096, hypothesis_template=long + "{}")
+    by_template = encoder_pb2.ClassifyZeroShotRequest(inputs=["a"], parameters=templates, truncate=truncate)
+    for task, request, param in (
+        (RerankTexts(), ranked, "documents"),
+        (ClassifyZeroShot(), by_label, "inputs"),
+        (ClassifyZeroShot(), by_template, "inputs"),
+    ):
+        started = time.perf_counter()
+        with pytest.raises(InvalidRequest, match=f"'{param}' make pairs of 262.* characters in all") as refused:
+            await task.encode(request, HEAD, encoder)
+        assert time.perf_counter() - started < 0.1
+        assert (refused.value.param, encoder.num_read) == (param, [])
+    pairs = [(long, "a")] * 65
+    fine = await encode_pairs(encoder, pairs, names=["x"] * 65, param="x", cut="longest", may_truncate=truncate)
+    assert len(fine.encodings) == len(encoder.num_read) == 65
 
 
 async def test_long_texts_that_are_read_in_windows_have_a_bound_of_their_own() -> None:
