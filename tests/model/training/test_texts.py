@@ -10,7 +10,7 @@ from model.checkpoints.registry import load, open_checkpoint
 from model.decoder import CausalLanguageModel
 from model.metadata import AttentionMetadata
 from model.training.texts import fortunes, wikipedia, wordnet
-from model.training.texts.__main__ import gather
+from model.training.texts.__main__ import gather, simplest
 from model.training.texts.decoder import Writer
 
 SYNSET = (
@@ -68,6 +68,13 @@ def test_no_sentence_of_the_validation_is_gathered(tmp_path: Path) -> None:
     lines = gather(sources(tmp_path), ["A hen lays eggs.", "snow is cold."], written, seed=1)
     assert {"The sun rises early in the summer.", "A hen lays eggs.", "he slept all night."} <= set(lines)
     assert not {"The sun rises in the west.", "snow is cold."} & set(lines)
+
+
+def test_the_simplest_lines_are_those_by_hand_and_short_ones() -> None:
+    everyday = ["A hen lays eggs.", "Snow is cold."]
+    long = "The " + "very " * 20 + "old man."
+    lines = [*everyday * 6, "He slept all night long.", "Taxation, in principle, is theft.", long]
+    assert simplest(lines, everyday, seed=1) == [*everyday * 5, "He slept all night long."]
 
 
 def test_what_a_decoder_writes_depends_on_the_seed_alone(tmp_path: Path) -> None:
