@@ -18,7 +18,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
-from janus.v1 import decoder_pb2, encoder_pb2, models_pb2, models_pb2_grpc
+from janus.v1 import decoder_pb2, encoder_pb2, models_pb2, models_pb2_grpc, tokenizer_pb2
 from services.common.errors import Cancelled, JanusError, WorkerLost
 from services.common.grpc_server import CHANNEL_OPTIONS
 from services.common.logging import get_logger
@@ -172,11 +172,9 @@ class WorkerClient:
 
     async def _ask_something_small(self, model: models_pb2.Model) -> None:
         request = _smallest_request(model)
-        if request is None:
-            return
         method = METHODS[type(request)]
         metadata = (("x-request-id", f"first-answer-{self.generation + 1}"),)
-        if method.worker_kind == "encoder":
+        if method.worker_kind != "decoder":
             await self.unary(method)(request, timeout=_FIRST_ANSWER_SECONDS, metadata=metadata)
             return
         call = self.stream(method)(request, timeout=_FIRST_ANSWER_SECONDS, metadata=metadata)
@@ -200,8 +198,11 @@ class WorkerClient:
                 self._on_change(self)
 
 
-def _smallest_request(model: models_pb2.Model) -> Message | None:
-    """One word to read, or one token to write, for the first task of this model that one word is enough for."""
+def _smallest_request(model: models_pb2.Model) -> Message:
+    """One word to read, or one token to write, for the first task of this model that one word is enough for.
+
+    Where none is, as for an adapter that fills masks, whose mask only its tokenizer can spell, the tokens of the word.
+    """
     for task in model.tasks:
         match task:
             case "classify":
@@ -216,4 +217,4 @@ def _smallest_request(model: models_pb2.Model) -> Message | None:
             case "completions" | "chat":
                 options = decoder_pb2.GenerationOptions(max_tokens=1, temperature=0)
                 return decoder_pb2.GenerateRequest(model=model.id, text="ready", options=options)
-    return None
+    return tokenizer_pb2.TokenizeTextRequest(model=model.id, prompt="ready")

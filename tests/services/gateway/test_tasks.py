@@ -7,7 +7,7 @@ import pytest
 from gateway_house import House, StartHouse, until
 from pydantic import TypeAdapter
 
-from janus.v1 import encoder_pb2, models_pb2
+from janus.v1 import encoder_pb2, models_pb2, tokenizer_pb2
 from services.common.errors import ContextLengthExceeded
 from services.gateway.rest import task_answers
 
@@ -264,6 +264,7 @@ async def test_a_client_that_leaves_cancels_its_task(house: House):
         (["question-answering"], encoder_pb2.AnswerQuestionRequest),
         (["zero-shot-classify", "classify"], encoder_pb2.ClassifyTextRequest),
         (["fill-mask", "embeddings"], encoder_pb2.EmbedTextRequest),
+        (["fill-mask"], tokenizer_pb2.TokenizeTextRequest),
     ],
 )
 async def test_readiness_asks_what_any_model_of_the_task_can_answer(start_house: StartHouse, tasks, asked):
