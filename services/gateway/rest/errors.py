@@ -8,6 +8,7 @@ and `retry-after-ms`; without them it retries every 409 and every 500 and above.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,6 +79,16 @@ def add_error_rendering(app: FastAPI) -> None:
     app.add_exception_handler(JanusError, janus_error)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, validation_error)
+
+
+def respell(error: JanusError, param: str | None) -> None:
+    """Gives the field at fault the name `param` that the body has for it, where the message quotes it, too.
+
+    Mutates: `error`.
+    """
+    if error.param is not None and param is not None:
+        error.message = re.sub(rf"'{re.escape(error.param)}(?=['\[.])", f"'{param}", error.message)
+    error.param = param
 
 
 def of_validation(failures: Sequence[Any]) -> InvalidRequest:

@@ -23,6 +23,7 @@ from services.gateway.rest.answers import (
 )
 from services.gateway.rest.body import JsonRoute
 from services.gateway.rest.chunks import ChatChunks, CompletionChunks, Generation, chunks_of, token_usage, whole
+from services.gateway.rest.errors import respell
 from services.gateway.rest.openapi import CHAT_EXAMPLES, COMPLETION_EXAMPLES, EMBEDDING_EXAMPLES, answers
 from services.gateway.rest.operations_of import operations_of
 from services.gateway.rest.schemas import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
@@ -43,7 +44,7 @@ async def create_chat_completion(
     try:
         (stream,) = streams = await until_answered(request, opening)
     except JanusError as error:
-        error.param = body.spelled(error.param)
+        respell(error, body.spelled(error.param))
         raise
     started = stream.started
     identity = (f"chatcmpl-{started.stream_id}", started.created_unix_seconds, context.model)

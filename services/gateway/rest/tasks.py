@@ -11,6 +11,7 @@ from services.gateway.rest import task_answers
 from services.gateway.rest import task_examples as examples
 from services.gateway.rest.answers import json_response
 from services.gateway.rest.body import JsonRoute
+from services.gateway.rest.errors import respell
 from services.gateway.rest.openapi import answers
 from services.gateway.rest.operations_of import operations_of
 from services.gateway.rest.pair_schemas import QuestionAnsweringRequest, RerankRequest
@@ -94,7 +95,7 @@ async def ask(request: Request, body: TaskBody) -> TaskResponse:
     try:
         return await until_answered(request, operations_of(request).unary(body.request(), context))
     except JanusError as error:
-        error.param = body.spelled(error.param)
+        respell(error, body.spelled(error.param))
         raise
 
 

@@ -191,9 +191,13 @@ async def test_what_is_wrong_is_named(house):
 
 
 async def test_a_refusal_names_the_field_as_it_was_sent(house):
-    house.encoder.failure = ContextLengthExceeded("Too many.", param="input")
+    message = "'{}[0]' has 600 tokens of input, the model takes 512: cut '{}'."
+    house.encoder.failure = ContextLengthExceeded(message.format("input", "input"), param="input")
     error = (await bare(house, "vectors", {"inputs": "a"}, 400))["error"]
     assert (error["code"], error["param"]) == ("context_length_exceeded", "inputs")
+    assert error["message"] == message.format("inputs", "inputs")
+    house.encoder.failure = None
+    assert (await bare(house, "vectors", {"inputs": ""}, 400))["error"]["message"].startswith("'inputs' holds")
 
 
 async def test_timing_and_counts(house):
