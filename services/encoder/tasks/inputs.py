@@ -1,6 +1,7 @@
 """Texts to token ids: tokenized in a batch off the event loop, refused or cut where they are too long."""
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -13,8 +14,9 @@ MAX_PAIRS = 4096
 """What one request may make of its texts and labels."""
 MAX_PAIR_CHARACTERS = 2**22
 """What one request's pairs may hold: a text that stands in thousands of them is tokenized as often."""
-MAX_WINDOW_TOKENS = 2**19
-"""What one request's windows may hold: with a wide stride a text makes as many windows as it has tokens."""
+MAX_WINDOW_TOKENS = 2**18
+"""What one request's windows may hold, where a text needs several: with a wide stride it makes as many windows as it
+has tokens. No more than a worker's queue takes, so that a refusal names the stride."""
 MAX_WINDOW_CHARACTERS = 2**21
 """What one request's long texts may hold, to be read in windows; refused by its length before it is tokenized."""
 
@@ -219,6 +221,38 @@ def require_readable(encoder: TextEncoder, texts: Iterable[str]) -> None:
         raise InvalidRequest(
             f"'inputs' have long texts of {num_characters} characters in all, more than {MAX_WINDOW_CHARACTERS}.",
             param="inputs",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WindowedText:
+    """A text's tokens, those of it that a window has room for, and those that stand beside it in each window."""
+
+    num_tokens: int
+    room: int
+    num_beside: int
+
+    def num_windows(self, stride: int) -> int:
+        """A stride matters only where there are several."""
+        num_further = self.num_tokens - self.room
+        return 1 if num_further <= 0 else 1 + math.ceil(num_further / (self.room - stride))
+
+    def num_window_tokens(self, stride: int) -> int:
+        """Of all its windows; 0 if it fits into one."""
+        num_windows = self.num_windows(stride)
+        if num_windows == 1:
+            return 0
+        return self.num_tokens + num_windows * self.num_beside + (num_windows - 1) * stride
+
+
+def require_few_windows(texts: Sequence[WindowedText], stride: int, *, param: str) -> None:
+    """Raises: InvalidRequest for windows with more tokens than a request may have; `param` is the stride's name."""
+    num_tokens = sum(text.num_window_tokens(stride) for text in texts)
+    if num_tokens > MAX_WINDOW_TOKENS:
+        is_stride_at_fault = sum(text.num_window_tokens(0) for text in texts) <= MAX_WINDOW_TOKENS
+        raise InvalidRequest(
+            f"'inputs' have {num_tokens} tokens in windows that overlap by {stride}, more than {MAX_WINDOW_TOKENS}.",
+            param=param if is_stride_at_fault else "inputs",
         )
 
 

@@ -6,7 +6,6 @@ tokenizer.json; that one ignores `max_question_len` there, and here a question i
 """
 
 import asyncio
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,19 +14,22 @@ from janus.v1 import encoder_pb2
 from services.common.errors import ContextLengthExceeded, InvalidRequest
 from services.encoder.batcher import Item
 from services.encoder.tasks.inputs import (
-    MAX_WINDOW_TOKENS,
     EncodedInputs,
     TextEncoder,
     TextTokenizer,
+    WindowedText,
+    require_few_windows,
     require_readable,
 )
-from services.encoder.tasks.spans import Extraction, WindowAnswers
+from services.encoder.tasks.spans import Extraction, Span, WindowAnswers
 from services.encoder.tasks.task import Head
 
 _DEFAULT_TOP_K = 1
 _DEFAULT_ANSWER_TOKENS = 15
 _DEFAULT_WINDOW_TOKENS = 384
 _DEFAULT_STRIDE = 128
+_MAX_SPANS = 2**16
+"""What one request's windows may find: each is a text that is compared with the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +85,29 @@ class AnswerQuestion:
         top_k = parameters.top_k if parameters.HasField("top_k") else _DEFAULT_TOP_K
         results = []
         for one, of_windows in zip(request.inputs, outputs, strict=True):
-            answers = _merged(one.context, of_windows)
+            context = one.context
+            spans = _merged(context, of_windows)
             if parameters.handle_impossible_answer:
-                answers.append(encoder_pb2.Answer(score=min(window.no_answer for window in of_windows)))
-            answers.sort(key=lambda answer: -answer.score)
-            results.append(encoder_pb2.QuestionAnswers(answers=answers[:top_k]))
+                spans.append(Span(0, 0, min(window.no_answer for window in of_windows)))
+            spans.sort(key=lambda span: -span.score)
+            answers = [
+                encoder_pb2.Answer(
+                    answer=context[span.start : span.end], score=span.score, start=span.start, end=span.end
+                )
+                for span in spans[:top_k]
+            ]
+            results.append(encoder_pb2.QuestionAnswers(answers=answers))
         return encoder_pb2.AnswerQuestionResponse(results=results)
 
 
-def _merged(context: str, windows: Sequence[WindowAnswers]) -> list[encoder_pb2.Answer]:
+def _merged(context: str, windows: Sequence[WindowAnswers]) -> list[Span]:
     """Spans of one text, in capitals or not, become the first of them, and their scores one."""
-    answers: dict[str, encoder_pb2.Answer] = {}
+    answers: dict[str, Span] = {}
     for window in windows:
         for span in window.spans:
-            text = context[span.start : span.end]
-            answer = encoder_pb2.Answer(answer=text, start=span.start, end=span.end)
-            answers.setdefault(text.lower(), answer).score += span.score
+            text = context[span.start : span.end].lower()
+            first = answers.get(text)
+            answers[text] = span if first is None else Span(first.start, first.end, first.score + span.score)
     return list(answers.values())
 
 
@@ -111,14 +120,17 @@ def _encode(
     contexts = tokenizer.encode_batch([one.context for one in inputs], add_special_tokens=False)
     num_tokens = [(len(question), len(context)) for question, context in zip(questions, contexts, strict=True)]
     choices = (limits.num_spans, limits.max_answer_tokens, limits.is_aligned_to_words)
+    texts = _windowed(num_tokens, limits, tokenizer)
+    require_few_windows(texts, limits.stride, param="parameters.doc_stride")
+    _require_few_spans(texts, limits)
     rows = []
-    for one, stride in zip(inputs, _strides(num_tokens, limits, tokenizer), strict=True):
+    for one, text in zip(inputs, texts, strict=True):
         windows = tokenizer.encode_windows(
             one.context,
             before=one.question,
             max_before_tokens=limits.max_question_tokens,
             max_tokens=limits.max_window_tokens,
-            stride=stride,
+            stride=limits.stride if text.num_tokens > text.room else 0,
         )
         rows.append(
             [Item(window.ids, window.type_ids, head, reduce=Extraction(window, *choices)) for window in windows]
@@ -127,39 +139,43 @@ def _encode(
     return EncodedInputs(rows, is_truncated)
 
 
-def _strides(num_tokens: Sequence[tuple[int, int]], limits: _Limits, tokenizer: TextTokenizer) -> list[int]:
-    """By how many tokens the windows of each context overlap, 0 if it fits into one.
+def _windowed(num_tokens: Sequence[tuple[int, int]], limits: _Limits, tokenizer: TextTokenizer) -> list[WindowedText]:
+    """Each context, beside its question.
 
     Raises: ContextLengthExceeded for a question that leaves no room; InvalidRequest for no token at all, and for a
-    stride that makes endless windows, or more than a request may have.
+    stride that makes endless windows.
     """
     size = limits.max_window_tokens
-    strides = []
-    num_further = 0
+    texts = []
     for index, (num_question, num_context) in enumerate(num_tokens):
         if num_question + num_context == 0:
             raise InvalidRequest(f"'inputs[{index}]' needs at least one token.", param="inputs")
         question = f"'inputs[{index}].question'"
-        room = size - tokenizer.num_special_tokens(is_pair=True) - min(num_question, limits.max_question_tokens)
+        num_beside = tokenizer.num_special_tokens(is_pair=True) + min(num_question, limits.max_question_tokens)
+        room = size - num_beside
         if room < 1:
             raise ContextLengthExceeded(
                 f"{question} has {num_question} tokens, a window of {size} has no room left for the context.",
                 param="inputs",
             )
-        stride = limits.stride if num_context > room else 0
-        if stride >= room:
+        if num_context > room and limits.stride >= room:
             param = "parameters.doc_stride"
             raise InvalidRequest(
                 f"'{param}' must be less than {room}, the tokens of the context beside {question}.", param=param
             )
-        num_further += size * math.ceil(max(num_context - room, 0) / (room - stride))
-        if num_further > MAX_WINDOW_TOKENS:
-            raise InvalidRequest(
-                f"'inputs' have more than {MAX_WINDOW_TOKENS} tokens in windows that overlap by {stride}.",
-                param="inputs",
-            )
-        strides.append(stride)
-    return strides
+        texts.append(WindowedText(num_context, room, num_beside))
+    return texts
+
+
+def _require_few_spans(texts: Sequence[WindowedText], limits: _Limits) -> None:
+    """Raises: InvalidRequest for more spans than a request may have."""
+    num_windows = sum(text.num_windows(limits.stride) for text in texts)
+    num_spans = num_windows * min(limits.num_spans, limits.max_window_tokens**2)
+    if num_spans > _MAX_SPANS:
+        raise InvalidRequest(
+            f"'parameters.top_k' asks for {num_spans} answers of {num_windows} windows, more than {_MAX_SPANS}.",
+            param="parameters.top_k",
+        )
 
 
 def _require_inputs(inputs: Sequence[encoder_pb2.QuestionInContext]) -> None:

@@ -4,7 +4,6 @@ Source: Devlin et al., "BERT", 2019, §5.3; equal to transformers' token-classif
 """
 
 import asyncio
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,12 +12,13 @@ from services.common.errors import InvalidRequest
 from services.encoder.batcher import Item
 from services.encoder.tasks.entities import Aggregation, Entity, Strategy, Token, without_overlaps
 from services.encoder.tasks.inputs import (
-    MAX_WINDOW_TOKENS,
     EncodedInputs,
     Encoding,
     TextEncoder,
     TextTokenizer,
+    WindowedText,
     encode_texts,
+    require_few_windows,
     require_readable,
     require_texts,
 )
@@ -89,21 +89,17 @@ def _windows(encoder: TextEncoder, texts: Sequence[str], stride: int) -> list[li
     Raises: InvalidRequest for a text without a token, or windows with more tokens than one request may have.
     """
     tokenizer, size = encoder.tokenizer, encoder.max_input_tokens
-    step = size - tokenizer.num_special_tokens(is_pair=False) - stride
-    rows: list[list[Encoding]] = []
-    num_tokens = 0
-    for index, one in enumerate(tokenizer.encode_batch(texts)):
+    encodings = tokenizer.encode_batch(texts)
+    for index, one in enumerate(encodings):
         if not len(one):
             raise InvalidRequest(f"'inputs[{index}]' needs at least one token.", param="inputs")
-        num_tokens += size * math.ceil((len(one) - size) / step) if len(one) > size else 0
-        if num_tokens > MAX_WINDOW_TOKENS:
-            raise InvalidRequest(
-                f"'inputs' have more than {MAX_WINDOW_TOKENS} tokens in windows that overlap by {stride}.",
-                param="inputs",
-            )
-        fits = len(one) <= size
-        rows.append([one] if fits else [*tokenizer.encode_windows(texts[index], max_tokens=size, stride=stride)])
-    return rows
+    num_special = tokenizer.num_special_tokens(is_pair=False)
+    windowed = [WindowedText(len(one) - num_special, size - num_special, num_special) for one in encodings]
+    require_few_windows(windowed, stride, param="parameters.stride")
+    return [
+        [one] if len(one) <= size else [*tokenizer.encode_windows(text, max_tokens=size, stride=stride)]
+        for text, one in zip(texts, encodings, strict=True)
+    ]
 
 
 def _items(

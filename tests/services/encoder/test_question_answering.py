@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from janus.v1 import encoder_pb2, encoder_pb2_grpc
 from services.common.rpc_status import from_rpc_error
-from services.encoder.tasks.question import AnswerQuestion
+from services.encoder.tasks.question import _MAX_SPANS, AnswerQuestion
 from services.encoder.tasks.spans import Span, WindowAnswers, _best_pairs
 from services.encoder.tasks.task import Head
 from tests.services.encoder.reference import question_answering as reference
@@ -149,7 +150,24 @@ async def assert_refusals(stub: encoder_pb2_grpc.EncoderServiceStub) -> None:
             "parameters.doc_stride",
             "must be less than 1, the tokens of the context beside 'inputs[0].question'.",
         ),
-        ([("who", "cat " * 4000)], {"doc_stride": 379}, "inputs", "have more than 524288 tokens in windows"),
+        (
+            [("who", "cat " * 4000)],
+            {"doc_stride": 379},
+            "parameters.doc_stride",
+            "tokens in windows that overlap by 379, more than 262144.",
+        ),
+        (
+            [("who", "cat " * 1000)],
+            {"top_k": 2**31 - 1, "max_answer_len": 2**31 - 1},
+            "parameters.top_k",
+            "'parameters.top_k' asks for 589824 answers of 4 windows, more than 65536.",
+        ),
+        (
+            [("who", "cat " * 1000)],
+            {"top_k": 200, "doc_stride": 378},
+            "parameters.top_k",
+            "'parameters.top_k' asks for 127510 answers of 311 windows, more than 65536.",
+        ),
     ):
         error = await refusal(stub, Request(pairs, parameters))
         assert (error.code, error.param) == ("invalid_request", param)
@@ -194,6 +212,17 @@ def test_answers_of_one_text_become_one() -> None:
         ("cat", 0.5, 22, 25),
         ("", 0.375, 0, 0),
     ]
+
+
+def test_the_most_answers_that_a_request_may_ask_for_are_merged_at_once() -> None:
+    """On the event loop: long ones of a page each, and no two alike."""
+    context = "".join(str(number) for number in range(20_000))
+    spans = [Span(start, start + 200, 0.5) for start in range(_MAX_SPANS)]
+    request = asked(Request([("where", context)], {"top_k": 3}))
+    started = time.perf_counter()
+    [result] = AnswerQuestion().decode(request, Head(None), [[WindowAnswers(spans, no_answer=0.0)]]).results
+    assert time.perf_counter() - started < 0.3
+    assert [one.start for one in result.answers] == [0, 1, 2]
 
 
 @settings(max_examples=200, deadline=None)

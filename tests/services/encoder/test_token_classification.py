@@ -175,8 +175,14 @@ async def test_refusals_name_the_field(tmp_path: Path) -> None:
             (
                 request(["word " * 5000], "simple", stride=125),
                 "invalid_request",
+                "parameters.stride",
+                "'inputs' have 624000 tokens in windows that overlap by 125, more than 262144.",
+            ),
+            (
+                request(["a " * 300_000], "simple", stride=0),
+                "invalid_request",
                 "inputs",
-                "'inputs' have more than 524288 tokens in windows that overlap by 125.",
+                "'inputs' have 304762 tokens in windows that overlap by 0, more than 262144.",
             ),
         ):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
