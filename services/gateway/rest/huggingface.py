@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from janus.v1 import encoder_pb2
 from services.common.errors import InvalidRequest, TaskNotSupported
 from services.gateway.rest import task_examples as examples
-from services.gateway.rest.answers import json_response
+from services.gateway.rest.answers import json_answer
 from services.gateway.rest.body import JsonRoute
 from services.gateway.rest.fields import Int32, Neutral, Truncate, checked, parsed, ranged
 from services.gateway.rest.openapi import answers
@@ -126,8 +126,11 @@ async def infer(
     bare = {name: value for name, value in body.items() if name != "options" and value is not None}
     asked = parsed(_body_type(bare, tasks), {**bare, "model": model})
     response = await ask(request, asked)
-    results = results_of(response)
-    return json_response(_bare(asked, bare["inputs"], results), encoder_timing(response.metrics))
+
+    def answer() -> Any:
+        return _bare(asked, bare["inputs"], results_of(response))
+
+    return await json_answer(response, answer, encoder_timing(response.metrics))
 
 
 def _body_type(body: Mapping[str, Any], tasks: Any) -> type[TaskBody]:

@@ -19,6 +19,7 @@ from services.gateway.rest.answers import (
     ChatCompletion,
     Completion,
     EmbeddingList,
+    json_answer,
     json_response,
 )
 from services.gateway.rest.body import JsonRoute
@@ -103,19 +104,7 @@ async def create_embeddings(
     context = RequestContext.of(request.scope)
     response = await until_answered(request, operations_of(request).unary(body.request(), context))
     assert isinstance(response, encoder_pb2.EmbedTextResponse)
-    encode = _base64 if body.encoding_format == "base64" else _floats
-    answer: EmbeddingList = {
-        "object": "list",
-        "data": [
-            {"object": "embedding", "index": index, "embedding": encode(embedding.values)}
-            for index, embedding in enumerate(response.embeddings)
-        ],
-        "model": response.model,
-        "usage": {"prompt_tokens": response.usage.prompt_tokens, "total_tokens": response.usage.total_tokens},
-    }
-    if body.truncate:
-        answer["usage"]["truncated"] = response.usage.truncated
-    return json_response(answer, encoder_timing(response.metrics))
+    return await json_answer(response, lambda: _embedding_list(body, response), encoder_timing(response.metrics))
 
 
 async def open_streams(
@@ -166,6 +155,22 @@ def _event_stream(
         request.app.state.stream_limits,
         decoder_timing(first.started.timings),
     )
+
+
+def _embedding_list(body: EmbeddingRequest, response: encoder_pb2.EmbedTextResponse) -> EmbeddingList:
+    encode = _base64 if body.encoding_format == "base64" else _floats
+    answer: EmbeddingList = {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": index, "embedding": encode(embedding.values)}
+            for index, embedding in enumerate(response.embeddings)
+        ],
+        "model": response.model,
+        "usage": {"prompt_tokens": response.usage.prompt_tokens, "total_tokens": response.usage.total_tokens},
+    }
+    if body.truncate:
+        answer["usage"]["truncated"] = response.usage.truncated
+    return answer
 
 
 def _floats(values: Sequence[float]) -> list[float] | str:

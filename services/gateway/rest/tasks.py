@@ -9,7 +9,7 @@ from services.gateway.methods import TaskResponse
 from services.gateway.request_context import RequestContext
 from services.gateway.rest import task_answers
 from services.gateway.rest import task_examples as examples
-from services.gateway.rest.answers import json_response
+from services.gateway.rest.answers import json_answer
 from services.gateway.rest.body import JsonRoute
 from services.gateway.rest.errors import respell
 from services.gateway.rest.openapi import answers
@@ -101,4 +101,4 @@ async def ask(request: Request, body: TaskBody) -> TaskResponse:
 
 async def _answer(request: Request, body: TaskBody) -> Response:
     response = await ask(request, body)
-    return json_response(task_answer(response), encoder_timing(response.metrics))
+    return await json_answer(response, lambda: task_answer(response), encoder_timing(response.metrics))

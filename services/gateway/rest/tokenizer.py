@@ -1,6 +1,5 @@
 """Text to token ids and back, with vLLM's bodies: what a model reads, and how long it is."""
 
-import asyncio
 from typing import Annotated, Any, ClassVar, NotRequired
 
 from fastapi import APIRouter, Body, Request, Response
@@ -14,7 +13,7 @@ from janus.v1 import tokenizer_pb2
 from services.common.errors import InvalidRequest
 from services.gateway.request_context import RequestContext
 from services.gateway.rest import fields
-from services.gateway.rest.answers import json_response
+from services.gateway.rest.answers import json_answer, json_response
 from services.gateway.rest.body import JsonRoute
 from services.gateway.rest.fields import INT32_MAX, ModelId, Neutral, checked, is_token_ids
 from services.gateway.rest.openapi import answers
@@ -121,11 +120,10 @@ async def tokenize(
     context = RequestContext.of(request.scope)
     response = await until_answered(request, operations_of(request).tokenize(body.request(), context))
     assert isinstance(response, tokenizer_pb2.TokenizeTextResponse)
-    # A text may have millions of tokens, and the event loop has others to serve.
-    return await asyncio.to_thread(_tokenization, body, response)
+    return await json_answer(response, lambda: _tokenization(body, response))
 
 
-def _tokenization(body: TokenizeRequest, response: tokenizer_pb2.TokenizeTextResponse) -> Response:
+def _tokenization(body: TokenizeRequest, response: tokenizer_pb2.TokenizeTextResponse) -> Tokenization:
     answer: Tokenization = {
         "count": response.count,
         "max_model_len": response.max_model_len,
@@ -135,7 +133,7 @@ def _tokenization(body: TokenizeRequest, response: tokenizer_pb2.TokenizeTextRes
     }
     if body.messages is None:
         answer["offsets"] = [(each.start, each.end) for each in response.offsets]
-    return json_response(answer)
+    return answer
 
 
 @router.post("/v1/detokenize", name="detokenize", responses=answers(Detokenization))
