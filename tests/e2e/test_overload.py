@@ -113,8 +113,10 @@ async def _overloaded(port: int) -> list[Answer]:
 @pytest.mark.slow
 def test_ten_times_the_load(narrow_stack: Stack) -> None:
     port = narrow_stack.ports["GATEWAY_HTTP_PORT"]
-    unloaded_p99_ms = asyncio.run(_unloaded(port))
+    before_ms = asyncio.run(_unloaded(port))
     answers = asyncio.run(_overloaded(port))
+    # Twice, since others may use the machine, too.
+    unloaded_p99_ms = max(before_ms, asyncio.run(_unloaded(port)))
     served = [answer for answer in answers if answer.status == 200]
     refused = [answer for answer in answers if answer.status == 429]
     assert len(served) + len(refused) == len(answers), "nothing but answers and refusals"
