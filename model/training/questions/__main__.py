@@ -17,9 +17,9 @@ _SENTENCES = Path(__file__).parents[1] / "data" / "everyday.txt"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m model.training.questions", description=__doc__)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--passages", type=int, default=16, help="how often each frame is filled")
+    parser.add_argument("--passages", type=int, default=18, help="how often each frame is filled")
     parser.add_argument("--language", type=Path, help="the folder of a spaCy pipeline for English: more examples")
-    parser.add_argument("--texts", type=int, default=1600, help="with a language: texts of simple sentences")
+    parser.add_argument("--texts", type=int, default=1700, help="with a language: texts of simple sentences")
     parser.add_argument("--pages", type=Path, help="with a language: a MediaWiki dump (.xml.bz2)")
     parser.add_argument("--paragraphs", type=int, default=800, help="with pages: how many paragraphs")
     parser.add_argument("--seed", type=int, default=21)

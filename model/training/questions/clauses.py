@@ -195,16 +195,15 @@ def _noun(subject: Any) -> str:
 
 
 def _phrase(head: Any) -> list[Any]:
-    """A noun with what belongs closely to it: no relative clauses, no appositions, no second nouns."""
+    """A noun with what belongs closely to it, other nouns beside it too: no relative clauses, no appositions."""
     dropped: set[int] = set()
     for child in head.children:
-        if child.dep_ in ("relcl", "appos", "punct", "cc", "conj", "acl", "advcl") and child.i > head.i:
+        if child.dep_ in ("relcl", "appos", "acl", "advcl") and child.i > head.i:
             dropped |= {token.i for token in child.subtree}
     tokens = [token for token in head.subtree if token.i not in dropped]
-    if len(tokens) > 8:
-        tokens = [token for token in tokens if token.i <= head.i]
-    last = tokens[-1].i
-    return [token for token in tokens if tokens[0].i <= token.i <= last]
+    while len(tokens) > 1 and tokens[-1].dep_ in ("punct", "cc"):
+        tokens.pop()
+    return tokens
 
 
 def _target(preposition: Any) -> Any | None:

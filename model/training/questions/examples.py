@@ -10,7 +10,7 @@ from model.training.questions.words import Words
 _QUESTIONS_A_PASSAGE = 3
 _NEIGHBOUR_RATIO = 0.2
 _TWIN_RATIO = 0.15
-_IMPOSSIBLE_RATIO = 0.05
+_IMPOSSIBLE_RATIO = 0.12
 _CARELESS_RATIO = 0.12
 _NAME = re.compile(r"(?<=[a-z] )[A-Z]\w+")
 

@@ -13,6 +13,7 @@ from model.training.questions.words import Words
 
 _RARE_A_TEXT = 3
 _SENTENCES_A_TEXT = (3, 4, 5)
+_WORDS_OF_AN_ANSWER = 9
 _NAMED_RATIO = 0.6
 _EMPTY = re.compile(r"(?:the|an?|this|that|his|her|its)?\W*", re.IGNORECASE)
 
@@ -53,7 +54,7 @@ def _examples(texts: Iterable[str], language: Any, chance: random.Random) -> lis
 
 
 def _is_good(one: Asked, text: str) -> bool:
-    is_short = len(one.question) < 110 and one.end - one.start < 70
+    is_short = len(one.question) < 110 and len(text[one.start : one.end].split()) <= _WORDS_OF_AN_ANSWER
     return is_short and len(one.question.split()) >= 4 and not _EMPTY.fullmatch(text[one.start : one.end])
 
 

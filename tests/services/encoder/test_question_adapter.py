@@ -29,8 +29,8 @@ async def answers(pairs: list[tuple[str, str]], **parameters: bool) -> list[str]
 async def test_the_figures_of_the_card() -> None:
     told = await answers([(one["question"], one["context"]) for one in ASKED])
     shared = [overlap(text, one["answer"]) for text, one in zip(told, ASKED, strict=True)]
-    assert sum(shared) / len(shared) > 0.88
-    assert sum(one == 1 for one in shared) / len(shared) > 0.82
+    assert sum(shared) / len(shared) > 0.89
+    assert sum(one == 1 for one in shared) / len(shared) > 0.84
 
 
 async def test_a_passage_may_have_no_answer() -> None:
@@ -44,4 +44,4 @@ async def test_a_passage_may_have_no_answer() -> None:
         for one in ASKED
     ]
     told = await answers(foreign, handle_impossible_answer=True)
-    assert told.count("") / len(told) > 0.5
+    assert told.count("") / len(told) > 0.7
