@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from janus.v1 import encoder_pb2
 from services.common.bulk import WINDOW
 from services.common.rpc_status import from_rpc_error
+from services.encoder.worker import EncoderWorker
 
 Each = encoder_pb2.ClassifyTextStreamRequest
 Answer = encoder_pb2.ClassifyTextStreamResponse
@@ -95,20 +96,37 @@ def num_read(house: House) -> float:
 
 async def test_a_slow_answer_holds_reading_back(house: House) -> None:
     house.script.gate.clear()
-    answering = asyncio.create_task(classify(house, [each("a")] * 200))
+    all_sent = asyncio.Event()
+
+    async def requests() -> AsyncIterator[Each]:
+        for _ in range(200):
+            yield each("a")
+        all_sent.set()
+
+    call = house.encoder.ClassifyTextStream(requests(), timeout=60)
     await until(lambda: num_read(house) == WINDOW)
-    await asyncio.sleep(0.2)
+    await all_sent.wait()
+    for _ in range(20):  # what comes later over the same connection was read and answered: so could the others be
+        await house.refusal("a", model="nobody")
     assert num_read(house) == WINDOW
     house.script.gate.set()
-    assert len(await answering) == 200
+    assert len([answer async for answer in call]) == 200
 
 
-async def test_a_full_queue_is_waited_for(small_queue: House) -> None:
+async def test_a_full_queue_is_waited_for(small_queue: House, monkeypatch: pytest.MonkeyPatch) -> None:
     house = small_queue
     house.script.gate.clear()
+    open_door, num_tries = house.door.open, 0
+
+    def open_and_count() -> EncoderWorker:
+        nonlocal num_tries
+        num_tries += 1
+        return open_door()
+
+    monkeypatch.setattr(house.door, "open", open_and_count)
     answering = asyncio.create_task(classify(house, [each("a b c d e f g h")] * 10))
     await until(lambda: num_waiting(house) == 2)
-    await asyncio.sleep(0.3)
+    await until(lambda: num_tries > 14)  # ten, and some of them again
     assert num_waiting(house) == 2
     house.script.gate.set()
     answers = await answering

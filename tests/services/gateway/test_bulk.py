@@ -75,10 +75,20 @@ async def test_embeddings(house, stub):
 
 async def test_no_more_than_the_window_is_asked_for_and_a_client_that_cancels_stops_it(house, stub):
     house.encoder.answer_seconds = 30
-    call = stub.ClassifyTextStream(iter([each("a")] * 200))
+    all_sent = asyncio.Event()
+
+    async def requests() -> AsyncIterator[Each]:
+        for _ in range(200):
+            yield each("a")
+        all_sent.set()
+
+    call = stub.ClassifyTextStream(requests())
     reading = asyncio.create_task(call.read())
     await until(lambda: len(house.encoder.requests) == WINDOW)
-    await asyncio.sleep(0.2)
+    await all_sent.wait()
+    for _ in range(20):  # what comes later over the same connection was read and answered: so could the others be
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stub.ClassifyText(encoder_pb2.ClassifyTextRequest())
     assert len(house.encoder.requests) == WINDOW
     await house.until_metric(WINDOW, "janus_requests_running", model="acme/minilm")
     call.cancel()
@@ -175,14 +185,15 @@ async def test_another_worker_takes_over_what_one_lost(start_house: StartHouse):
 
 
 async def test_each_request_has_a_deadline_of_its_own(start_house: StartHouse):
-    house: House = await start_house(request_timeout_seconds=0.3)
+    """Those that follow take longer than it together, but none of them alone."""
+    house: House = await start_house(request_timeout_seconds=1)
     async with stub_of(house) as stub:
         call = stub.ClassifyTextStream()
         house.encoder.answer_seconds = 30
         await call.write(each("a"))
         assert (await call.read()).error.code == "deadline_exceeded"
-        house.encoder.answer_seconds = 0.2
-        for _ in range(3):
+        house.encoder.answer_seconds = 0.3
+        for _ in range(4):
             await call.write(each("b"))
             assert (await call.read()).HasField("response")
         call.cancel()
