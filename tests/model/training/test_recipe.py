@@ -13,8 +13,9 @@ TEXT = (RECIPES / "sentiment.toml").read_text("utf-8")
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
 def test_the_carried_recipes(path: Path) -> None:
     recipe = Recipe.read(path)
-    assert recipe.name == path.stem
-    assert recipe.output == RECIPES / "../adapters" / path.stem
+    assert recipe.name == path.stem.removesuffix("-first")
+    if not path.stem.endswith("-first"):
+        assert recipe.output == RECIPES / "../adapters" / path.stem
 
 
 @pytest.mark.parametrize(
