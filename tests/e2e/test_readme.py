@@ -13,6 +13,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 EXAMPLES = re.findall(r"<!-- run(?:: (\w+))? -->\n```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 EXPECTED = {
     "/v1/classify": ("positive", "negative"),
+    "/v1/question-answering": ("she missed the smell of paper", '"token_str":"teeth"'),
     "/v1/chat/completions": ("Par", "is", "data: [DONE]"),
     "OpenAI(": ("Paris", "2 384"),
     "InferenceClient(": ("positive",),
