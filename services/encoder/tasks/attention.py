@@ -5,6 +5,7 @@ each being the residual connection that carries a token past the layer. Source: 
 attention flow in transformers", 2020.
 """
 
+import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
@@ -14,12 +15,14 @@ import numpy
 from janus.v1 import encoder_pb2
 from services.common.errors import ContextLengthExceeded, InvalidRequest
 from services.encoder.batcher import Item
-from services.encoder.tasks.inputs import EncodedInputs, Encoding, TextEncoder, encode_texts
+from services.encoder.tasks.inputs import Encoded, EncodedInputs, Encoding, TextEncoder, encode_texts
 from services.encoder.tasks.task import Head
 
 MAX_TOKENS: Final = 512
 MAX_WEIGHTS: Final = 2**20
-"""Of one answer; edges count as one weight each."""
+"""Of one answer."""
+_WEIGHTS_PER_EDGE: Final = 4
+"""What an edge counts for in an answer: it is a message, not a bare number."""
 
 Reduction: TypeAlias = Literal["none", "mean", "rollout"]
 Matrix: TypeAlias = "numpy.ndarray[Any, numpy.dtype[numpy.floating[Any]]]"
@@ -48,27 +51,20 @@ class InspectAttention:
         heads = _chosen(parameters.heads, encoder.num_heads, "heads")
         reduction = _REDUCTIONS[parameters.reduce]
         encoded = await encode_texts(encoder, request.inputs, param="inputs", may_truncate=request.truncate)
-        is_truncated = encoded.is_truncated
-        rows, num_weights = [], 0
-        for index, (text, whole) in enumerate(zip(encoded.texts, encoded.encodings, strict=True)):
-            encoding = whole
-            if len(whole) > MAX_TOKENS:
-                if not request.truncate:
-                    message = f"'inputs[{index}]' has {len(whole)} tokens, attention is shown for {MAX_TOKENS} at most."
-                    raise ContextLengthExceeded(message, param="inputs")
-                encoding, is_truncated = encoder.tokenizer.encode_within(MAX_TOKENS, text), True
-            view = _View(encoding, encoder, layers, heads, reduction, _top_k(parameters))
-            num_weights += view.num_weights
-            rows.append(
-                [Item(encoding.ids, encoding.type_ids, head, rows=layers, reduce=view, cost=_cost(len(encoding)))]
-            )
+        shown = await asyncio.to_thread(_shown, encoder, encoded, request.truncate)
+        views = [_View(one, encoder, layers, heads, reduction, _top_k(parameters)) for one in shown.encodings]
+        num_weights = sum(view.num_weights for view in views)
         if num_weights > MAX_WEIGHTS:
             raise InvalidRequest(
                 f"The answer would hold {num_weights} weights, more than {MAX_WEIGHTS}: choose layers, heads, a "
                 "reduction or 'top_k_edges'.",
                 param="parameters",
             )
-        return EncodedInputs(rows, is_truncated)
+        items = [
+            Item(one.ids, one.type_ids, head, rows=layers, reduce=view, cost=_cost(len(one)))
+            for one, view in zip(shown.encodings, views, strict=True)
+        ]
+        return EncodedInputs([[item] for item in items], shown.is_truncated)
 
     def decode(
         self, request: encoder_pb2.InspectAttentionRequest, head: Head, outputs: Sequence[Sequence[Any]]
@@ -79,6 +75,20 @@ class InspectAttention:
 def _cost(num_tokens: int) -> int:
     """A pass of its own, and a look at every 32 columns of its matrices: measured, in tokens of an ordinary pass."""
     return 64 + num_tokens * (1 + num_tokens // 32)
+
+
+def _shown(encoder: TextEncoder, encoded: Encoded, may_truncate: bool) -> Encoded:
+    """Raises: ContextLengthExceeded for what is longer than is shown, unless cutting is allowed."""
+    encodings, is_truncated = [], encoded.is_truncated
+    for index, (text, whole) in enumerate(zip(encoded.texts, encoded.encodings, strict=True)):
+        encoding = whole
+        if len(whole) > MAX_TOKENS:
+            if not may_truncate:
+                message = f"'inputs[{index}]' has {len(whole)} tokens, attention is shown for {MAX_TOKENS} at most."
+                raise ContextLengthExceeded(message, param="inputs")
+            encoding, is_truncated = encoder.tokenizer.encode_within(MAX_TOKENS, text), True
+        encodings.append(encoding)
+    return Encoded(encodings, is_truncated)
 
 
 def _chosen(numbers: Sequence[int], count: int, name: str) -> list[int]:
@@ -110,7 +120,9 @@ class _View:
         """How many numbers it will hold at most."""
         num_tokens = len(self.encoding)
         num_matrices = len(self.layers) * len(self.heads) if self.reduction == "none" else 1
-        return num_matrices * min(num_tokens**2, num_tokens**2 if self.top_k is None else self.top_k)
+        if self.top_k is None:
+            return num_matrices * num_tokens**2
+        return num_matrices * _WEIGHTS_PER_EDGE * min(num_tokens**2, self.top_k)
 
     def __call__(self, weights_of_layers: Iterable[Matrix]) -> encoder_pb2.InspectedText:
         chosen = (weights_HTT[list(self.heads)] for weights_HTT in weights_of_layers)
@@ -137,11 +149,11 @@ class _View:
         """The strongest first, equal ones in the order of the text; none from or to a special token."""
         (own,) = numpy.nonzero(numpy.array(self.encoding.special_mask) == 0)
         among = weights_TT[numpy.ix_(own, own)]
-        for place in numpy.argsort(-among, axis=None, kind="stable")[:top_k]:
-            source, target = numpy.unravel_index(place, among.shape)
-            yield encoder_pb2.AttentionEdge(
-                source=int(own[source]), target=int(own[target]), weight=float(among[source, target])
-            )
+        places = numpy.argsort(-among, axis=None, kind="stable")[:top_k]
+        sources, targets = numpy.unravel_index(places, among.shape)
+        weights = among[sources, targets]
+        for source, target, weight in zip(own[sources].tolist(), own[targets].tolist(), weights.tolist(), strict=True):
+            yield encoder_pb2.AttentionEdge(source=source, target=target, weight=weight)
 
     def _tokens(self) -> Iterator[encoder_pb2.InspectedToken]:
         for token_id, (start, end) in zip(self.encoding.ids, self.encoding.offsets, strict=True):

@@ -1,7 +1,10 @@
 """Attention inspection over gRPC: weights equal transformers' own, to 1e-5, and what is made of them."""
 
+import itertools
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -14,6 +17,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from janus.v1 import encoder_pb2, encoder_pb2_grpc
 from services.common.rpc_status import from_rpc_error
+from services.encoder.tasks.attention import _View
 
 NONE, MEAN, ROLLOUT = (
     encoder_pb2.ATTENTION_REDUCTION_NONE,
@@ -133,6 +137,33 @@ async def test_what_there_is_not(minilm: Any, parameters: dict[str, Any], param:
         await inspect(minilm, "Deep learning.", **parameters)
     error = from_rpc_error(refused.value)
     assert (error.code, error.param) == ("invalid_request", param)
+
+
+def test_the_strongest_edges_come_at_once_and_equal_ones_in_the_order_of_the_text() -> None:
+    """As many as an answer holds: 262,144 of 72 matrices, weights of which many are equal."""
+    num_tokens, top_k = 123, 3640
+    special_mask = [1, *[0] * (num_tokens - 2), 1]
+    encoding = SimpleNamespace(special_mask=special_mask)
+    view = _View(encoding, None, range(6), range(12), "none", top_k)
+    weights_HTT = numpy.random.default_rng(0).random((12, num_tokens, num_tokens), dtype=numpy.float32).round(2)
+    started = time.process_time()
+    matrices = list(view._each(itertools.repeat(weights_HTT, 6)))
+    assert time.process_time() - started < 2
+    assert sum(len(one.edges) for one in matrices) == 72 * top_k
+    own = range(1, num_tokens - 1)
+    every = [(source, target) for source in own for target in own]
+    for one in matrices[::13]:
+        told = [(edge.source, edge.target, edge.weight) for edge in one.edges]
+        best = sorted(every, key=lambda pair: -weights_HTT[one.head][pair])[:top_k]
+        assert told == [(*pair, weights_HTT[one.head][pair]) for pair in best]
+
+
+async def test_an_edge_weighs_as_much_as_four_numbers(minilm: Any) -> None:
+    [fits] = await inspect(minilm, "word " * 61, top_k_edges=3640)
+    assert sum(len(one.edges) for one in fits.matrices) == 72 * 3640
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await inspect(minilm, "word " * 61, top_k_edges=3641)
+    assert "would hold 1048608 weights, more than 1048576" in from_rpc_error(refused.value).message
 
 
 async def test_answers_are_bounded(minilm: Any) -> None:
