@@ -1,13 +1,15 @@
 """Embeddings: one vector an input, as the checkpoint's layers make it; a shorter one on request."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+import numpy
 
 from janus.v1 import encoder_pb2
 from services.common.errors import ContextLengthExceeded, InvalidRequest
 from services.encoder.batcher import Item
 from services.encoder.tasks.inputs import EncodedInputs, TextEncoder, encode_texts
+from services.encoder.tasks.scores import Scores
 from services.encoder.tasks.task import Head
 
 
@@ -26,37 +28,43 @@ class EmbedText:
             return encoded.items(head)
         if len(kinds) > 1:
             raise InvalidRequest("'input' can't hold both texts and tokens.", param="input")
-        given = [list(one.tokens.ids) for one in request.input]
+        given = [one.tokens.ids for one in request.input]
         fitting = [_fitting(ids, f"input[{i}]", encoder, request.truncate) for i, ids in enumerate(given)]
-        return EncodedInputs([[Item(ids, [0] * len(ids), head)] for ids in fitting], fitting != given)
+        is_truncated = any(len(ids) < len(whole) for ids, whole in zip(fitting, given, strict=True))
+        return EncodedInputs([[Item(ids, [0] * len(ids), head)] for ids in fitting], is_truncated)
 
     def decode(
         self, request: encoder_pb2.EmbedTextRequest, head: Head, outputs: Sequence[Sequence[Any]]
     ) -> encoder_pb2.EmbedTextResponse:
-        vectors: Iterable[Sequence[float]] = (vector.tolist() for [vector] in outputs)
+        vectors = numpy.stack([vector for [vector] in outputs])
         if request.HasField("dimensions"):
-            vectors = (_shortened(vector, request.dimensions) for vector in vectors)
-        return encoder_pb2.EmbedTextResponse(embeddings=[encoder_pb2.Embedding(values=vector) for vector in vectors])
+            vectors = _shortened(vectors, request.dimensions)
+        return encoder_pb2.EmbedTextResponse(
+            embeddings=[encoder_pb2.Embedding(values=vector) for vector in vectors.tolist()]
+        )
 
 
-def _fitting(ids: list[int], name: str, encoder: TextEncoder, may_truncate: bool) -> list[int]:
+def _fitting(given: Sequence[int], name: str, encoder: TextEncoder, may_truncate: bool) -> list[int]:
     """Raises: InvalidRequest for no token or what is none; ContextLengthExceeded, unless cutting is allowed."""
-    if not ids:
+    if not given:
         raise InvalidRequest(f"'{name}' needs at least one token.", param="input")
-    if not all(0 <= token_id < encoder.vocabulary_size for token_id in ids):
+    longest = encoder.max_input_tokens
+    # Their number first: millions that are too many are not worth looking at.
+    if len(given) > longest and not may_truncate:
+        raise ContextLengthExceeded(f"'{name}' has {len(given)} tokens, the model takes {longest}.", param="input")
+    ids = list(given[:longest])
+    if given[-1] in encoder.tokenizer.special_ids:
+        ids[-1] = given[-1]  # such as [SEP]: what was last stays last
+    if min(ids) < 0 or max(ids) >= encoder.vocabulary_size:
         message = f"'{name}' holds what is no token: ids go from 0 to {encoder.vocabulary_size - 1}."
         raise InvalidRequest(message, param="input")
-    longest = encoder.max_input_tokens
-    if len(ids) <= longest:
-        return ids
-    if not may_truncate:
-        raise ContextLengthExceeded(f"'{name}' has {len(ids)} tokens, the model takes {longest}.", param="input")
-    # A last special token, such as [SEP], stays last.
-    return ids[: longest - 1] + ids[-1:] if ids[-1] in encoder.tokenizer.special_ids else ids[:longest]
+    return ids
 
 
-def _shortened(vector: Sequence[float], dimensions: int) -> list[float]:
-    """The leading components, of length 1 again."""
-    leading = vector[:dimensions]
-    length = math.sqrt(sum(x * x for x in leading)) or 1.0
-    return [x / length for x in leading]
+def _shortened(vectors: Scores, dimensions: int) -> Scores:
+    """The leading components, of length 1 again; a vector without length stays what it is."""
+    leading = vectors[:, :dimensions]
+    lengths = numpy.sqrt((leading * leading).sum(axis=1, keepdims=True))
+    lengths[lengths == 0] = 1
+    shortened: Scores = leading / lengths
+    return shortened

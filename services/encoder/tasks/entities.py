@@ -8,12 +8,13 @@ entities   (     B-ORG     )(O )(B-LOC I-LOC)     neighbours of one tag; a B- be
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy
 
+from services.encoder.tasks.scores import Scores, softmax
+
 Strategy: TypeAlias = Literal["none", "simple", "first", "average", "max"]
-Scores: TypeAlias = "numpy.ndarray[Any, numpy.dtype[numpy.float32]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Aggregation:
 
     def __call__(self, scores: Scores) -> list[Entity]:
         """Shape: `[tokens of the input, labels]`."""
-        words = self._words(_softmax(scores))
+        words = self._words(softmax(scores))
         if self.strategy == "none":
             return [_single(word) for word in words if word.label not in self.ignored]
         return [self._joined(group) for group in _neighbours(words) if _name(group) not in self.ignored]
@@ -136,9 +137,3 @@ def _single(word: _Word) -> Entity:
 def _name(group: Sequence[_Word]) -> str:
     """What stands behind the first hyphen of its first label, be it B-, I- or a letter of another scheme."""
     return group[0].label.split("-", 1)[-1]
-
-
-def _softmax(scores: Scores) -> Scores:
-    weights = numpy.exp(scores - scores.max(axis=1, keepdims=True))
-    normalised: Scores = weights / weights.sum(axis=1, keepdims=True)
-    return normalised

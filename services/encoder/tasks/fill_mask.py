@@ -6,7 +6,7 @@ Source: Devlin et al., "BERT", 2019, §3.1; equal to transformers' fill-mask pip
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy
 
@@ -22,14 +22,13 @@ from services.encoder.tasks.inputs import (
     encode_texts,
     require_texts,
 )
+from services.encoder.tasks.scores import Scores, softmax
 from services.encoder.tasks.task import Head
 
 _TOP_K = 5
 _PADDINGS = ("[PAD]", "<pad>")
 # A candidate brings the whole text along: a few masks and a large top_k would make an answer without end.
-_MAX_SEQUENCE_TOKENS = 2**20
-
-Scores: TypeAlias = "numpy.ndarray[Any, numpy.dtype[numpy.float32]]"
+_MAX_SEQUENCE_TOKENS = 2**18
 
 
 class FillMask:
@@ -73,8 +72,7 @@ class _Filling:
         return [self._filled(place, row) for place, row in zip(self.masks, scores, strict=True)]
 
     def _filled(self, place: int, row: Scores) -> encoder_pb2.FilledMask:
-        weights = numpy.exp(row - row.max())
-        scores = weights / weights.sum()
+        scores = softmax(row)
         if self.target_ids is not None:
             scores = scores[self.target_ids]
         best = numpy.argpartition(-scores, self.top_k - 1)[: self.top_k]

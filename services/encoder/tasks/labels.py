@@ -1,11 +1,15 @@
 """A classifier's labels, and how its scores become answers: as transformers' text-classification pipeline decides."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
+import numpy
+
+from services.encoder.tasks.scores import Scores, softmax
+
 Function: TypeAlias = Literal["none", "sigmoid", "softmax"]
+WideScores: TypeAlias = "numpy.ndarray[Any, numpy.dtype[numpy.float64]]"
 _PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 
 
@@ -53,10 +57,24 @@ class Labels:
             function = "softmax"
         return cls(tuple(names), function)
 
-    def ranked(self, logits: Sequence[float], function: Function | None = None) -> list[tuple[str, float]]:
-        """(label, score), best first; equal scores in the head's order."""
-        scores = _FUNCTIONS[function or self.function](logits)
-        return sorted(zip(self.names, scores, strict=True), key=lambda pair: -pair[1])
+    def scores(self, logits: Scores, function: Function | None = None) -> WideScores:
+        """Shape: `[inputs, labels]`, both."""
+        return _FUNCTIONS[function or self.function](logits.astype(numpy.float64))
+
+    def ranked(
+        self, logits: Scores, function: Function | None = None, *, top_k: int | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """(label, score) for each input, best first; equal scores in the head's order.
+
+        Shape: `[inputs, labels]`.
+        """
+        scores = self.scores(logits, function)
+        order = numpy.argsort(-scores, axis=-1, kind="stable")[:, :top_k]
+        best = numpy.take_along_axis(scores, order, axis=-1)
+        return [
+            [(self.names[label], score) for label, score in zip(labels, of_labels, strict=True)]
+            for labels, of_labels in zip(order.tolist(), best.tolist(), strict=True)
+        ]
 
 
 def _entailment(names: Sequence[str], numbers: Any) -> int | None:
@@ -68,20 +86,15 @@ def _entailment(names: Sequence[str], numbers: Any) -> int | None:
     return None
 
 
-def softmax(logits: Sequence[float]) -> list[float]:
-    best = max(logits)
-    weights = [math.exp(x - best) for x in logits]
-    total = sum(weights)
-    return [weight / total for weight in weights]
-
-
-def _sigmoid(logits: Sequence[float]) -> list[float]:
+def _sigmoid(logits: WideScores) -> WideScores:
     # Of two equal forms, the one that can't overflow.
-    return [1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x)) for x in logits]
+    small = numpy.exp(-numpy.abs(logits))
+    shares: WideScores = numpy.where(logits >= 0, 1, small) / (1 + small)
+    return shares
 
 
-_FUNCTIONS: dict[Function, Callable[[Sequence[float]], list[float]]] = {
-    "none": list,
+_FUNCTIONS: dict[Function, Callable[[WideScores], WideScores]] = {
+    "none": lambda logits: logits,
     "sigmoid": _sigmoid,
     "softmax": softmax,
 }

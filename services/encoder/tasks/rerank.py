@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 from janus.v1 import encoder_pb2
 from services.common.errors import InvalidRequest
 from services.encoder.tasks.inputs import EncodedInputs, TextEncoder, encode_pairs, require_texts
@@ -64,8 +66,8 @@ class RerankTexts:
     ) -> encoder_pb2.RerankTextsResponse:
         assert head.labels is not None
         [of_documents] = outputs
-        scores = [head.labels.ranked(logits.tolist())[0][1] for logits in of_documents]
-        order = sorted(range(len(scores)), key=lambda index: -scores[index])
+        scores = head.labels.scores(numpy.stack(of_documents))[:, 0]
+        order = numpy.argsort(-scores, kind="stable").tolist()
         if request.HasField("top_n"):
             order = order[: request.top_n]
         return encoder_pb2.RerankTextsResponse(

@@ -15,8 +15,8 @@ import numpy
 from numpy.lib.stride_tricks import sliding_window_view
 
 from services.encoder.tasks.inputs import Encoding
+from services.encoder.tasks.scores import Scores, softmax
 
-Scores: TypeAlias = "numpy.ndarray[Any, numpy.dtype[numpy.float32]]"
 Indices: TypeAlias = "numpy.ndarray[Any, numpy.dtype[numpy.intp]]"
 Pair: TypeAlias = tuple[int, int, float]
 """First token, last token, score."""
@@ -54,7 +54,7 @@ class Extraction:
     def __call__(self, scores: Scores) -> WindowAnswers:
         """Shape: `[tokens of the window, 2]`, for starts and ends."""
         is_possible = self._possible()
-        start, end = (_softmax(numpy.where(is_possible, scores[:, column], _MASKED)) for column in (0, 1))
+        start, end = (softmax(numpy.where(is_possible, scores[:, column], _MASKED)) for column in (0, 1))
         no_answer = float(start[0] * end[0])
         start[0] = end[0] = 0
         is_possible[0] = True  # as the pipeline has it, be it [CLS] or not: whatever begins or ends there has no score
@@ -120,9 +120,3 @@ def _largest(values: Scores, count: int) -> Indices:
         return (-values).argsort()
     best = (-values).argpartition(count)[:count]
     return best[(-values[best]).argsort()]
-
-
-def _softmax(scores: Scores) -> Scores:
-    weights = numpy.exp(scores - scores.max())
-    normalised: Scores = weights / weights.sum()
-    return normalised

@@ -7,6 +7,8 @@ Yin et al., "Benchmarking zero-shot text classification", 2019; equal to transfo
 from collections.abc import Sequence
 from typing import Any
 
+import numpy
+
 from janus.v1 import encoder_pb2
 from services.common.errors import InvalidRequest
 from services.encoder.tasks.inputs import (
@@ -17,7 +19,8 @@ from services.encoder.tasks.inputs import (
     require_few_characters,
     require_texts,
 )
-from services.encoder.tasks.labels import Labels, softmax
+from services.encoder.tasks.labels import Labels, WideScores
+from services.encoder.tasks.scores import Scores, softmax
 from services.encoder.tasks.task import Head
 
 DEFAULT_TEMPLATE = "This example is {}."
@@ -58,14 +61,16 @@ class ClassifyZeroShot:
     ) -> encoder_pb2.ClassifyZeroShotResponse:
         assert head.labels is not None
         parameters = request.parameters
+        names = list(parameters.candidate_labels)
         results = []
         for of_labels in outputs:
-            scores = _scores([logits.tolist() for logits in of_labels], head.labels, parameters.multi_label)
+            scores = _scores(numpy.stack(of_labels), head.labels, parameters.multi_label)
             # Equal scores come out last first, as the reference has them.
-            ranked = sorted(zip(scores, parameters.candidate_labels, strict=True), key=lambda pair: pair[0])[::-1]
+            order = numpy.argsort(scores, kind="stable")[::-1]
+            ranked = zip(order.tolist(), scores[order].tolist(), strict=True)
             results.append(
                 encoder_pb2.TextClassification(
-                    labels=[encoder_pb2.LabelScore(label=label, score=score) for score, label in ranked]
+                    labels=[encoder_pb2.LabelScore(label=names[index], score=score) for index, score in ranked]
                 )
             )
         return encoder_pb2.ClassifyZeroShotResponse(results=results)
@@ -83,11 +88,14 @@ def _hypotheses(parameters: encoder_pb2.ClassifyZeroShotParameters, num_inputs: 
     return [template.replace("{}", label) for label in parameters.candidate_labels]
 
 
-def _scores(logits: Sequence[Sequence[float]], labels: Labels, is_multi_label: bool) -> list[float]:
-    """Each label against its contradiction, or all labels against one another."""
+def _scores(logits: Scores, labels: Labels, is_multi_label: bool) -> WideScores:
+    """Each label against its contradiction, or all labels against one another.
+
+    Shape: `[candidates, labels of the model]` to `[candidates]`.
+    """
     entailment = labels.entailment
     assert entailment is not None
     if is_multi_label or len(logits) == 1:
         contradiction = -1 if entailment == 0 else 0
-        return [softmax([one[contradiction], one[entailment]])[1] for one in logits]
-    return softmax([one[entailment] for one in logits])
+        return softmax(logits[:, [contradiction, entailment]].astype(numpy.float64))[:, 1]
+    return softmax(logits[:, entailment].astype(numpy.float64))

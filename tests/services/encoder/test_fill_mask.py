@@ -178,7 +178,7 @@ async def test_refusals_name_the_field(tmp_path: Path) -> None:
                 request([masked * 100], top_k=400),
                 "invalid_request",
                 "parameters.top_k",
-                "'parameters.top_k' asks for texts of 4080000 tokens in all, an answer has 1048576.",
+                "'parameters.top_k' asks for texts of 4080000 tokens in all, an answer has 262144.",
             ),
             (
                 request([masked], targets=["in", ""]),

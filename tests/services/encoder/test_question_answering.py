@@ -219,9 +219,9 @@ def test_the_most_answers_that_a_request_may_ask_for_are_merged_at_once() -> Non
     context = "".join(str(number) for number in range(20_000))
     spans = [Span(start, start + 200, 0.5) for start in range(_MAX_SPANS)]
     request = asked(Request([("where", context)], {"top_k": 3}))
-    started = time.perf_counter()
+    started = time.process_time()
     [result] = AnswerQuestion().decode(request, Head(None), [[WindowAnswers(spans, no_answer=0.0)]]).results
-    assert time.perf_counter() - started < 0.3
+    assert time.process_time() - started < 0.3
     assert [one.start for one in result.answers] == [0, 1, 2]
 
 
