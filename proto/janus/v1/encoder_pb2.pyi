@@ -405,7 +405,7 @@ class ClassifyZeroShotParameters(_message.Message):
     HYPOTHESIS_TEMPLATE_FIELD_NUMBER: _builtins.int
     MULTI_LABEL_FIELD_NUMBER: _builtins.int
     hypothesis_template: _builtins.str
-    """With {} in the place of the label; absent: "This example is {}." """
+    """With {} once, in the place of the label; absent: "This example is {}." """
     multi_label: _builtins.bool
     """Each label on its own, instead of one of them all."""
     @_builtins.property

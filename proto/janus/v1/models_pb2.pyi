@@ -147,7 +147,7 @@ class Model(_message.Message):
     vocabulary_size: _builtins.int
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tasks as their REST routes name them: classify, embeddings, chat, completions."""
+        """Tasks as their REST routes name them, such as classify, fill-mask, embeddings or chat."""
 
     @_builtins.property
     def default_tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
