@@ -15,6 +15,7 @@ inputs takes turns with everybody else.
 import asyncio
 import heapq
 import itertools
+import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -274,6 +275,9 @@ class Batcher:
         self._free_since = ended
 
     def _wait_ms(self) -> int:
-        """How long the queue will take at the pace of the last batches, at least a tenth of a second."""
+        """How long the queue will take at the pace of the last batches, at least a tenth of a second.
+
+        And up to half as long again, by chance: callers that are refused together must not come back together.
+        """
         pace = self._tokens_per_second or float(self._max_batch_tokens)
-        return max(100, round(1000 * self.num_waiting_tokens / pace))
+        return round(1000 * max(0.1, self.num_waiting_tokens / pace) * random.uniform(1, 1.5))

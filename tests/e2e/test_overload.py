@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import statistics
 import time
 from collections.abc import Iterator
@@ -82,7 +83,8 @@ class Client:
 
 
 async def _insist(port: int, until: float) -> list[Answer]:
-    """Asks again and again, after the wait that a refusal names."""
+    """Asks again and again, after the wait that a refusal names; clients come within a second, not within one turn."""
+    await asyncio.sleep(random.random())
     client = await Client.connect(port)
     answers = []
     while time.monotonic() < until:

@@ -102,7 +102,8 @@ async def test_a_refusal_says_how_long_the_queue_takes() -> None:
         await settle()
         with pytest.raises(QueueFull) as caught:
             await h.submit("m")
-        assert caught.value.retry_after_ms == 1000
+        assert caught.value.retry_after_ms is not None
+        assert 1000 <= caught.value.retry_after_ms <= 1500
         h.script.open()
         await asyncio.gather(*tasks)
 
@@ -123,7 +124,7 @@ async def test_a_lone_request_does_not_slow_down_what_is_promised() -> None:
         with pytest.raises(QueueFull) as caught:
             await h.submit("m")
         assert caught.value.retry_after_ms is not None
-        assert 1000 <= caught.value.retry_after_ms <= 1200
+        assert 1000 <= caught.value.retry_after_ms <= 1.5 * 1200
         h.script.open()
         await asyncio.gather(*tasks)
 
