@@ -90,7 +90,6 @@ async def test_the_default_encoder() -> None:
         "all-MiniLM-L6-v2": ("", ["embeddings", "attention"], [], 512),
         "question-answering": ("all-MiniLM-L6-v2", ["question-answering"], [], 512),
         "fill-mask": ("all-MiniLM-L6-v2", ["fill-mask"], [], 512),
-        "question-answering": ("all-MiniLM-L6-v2", ["question-answering"], [], 512),
         "sentiment": ("all-MiniLM-L6-v2", ["classify"], ["negative", "positive"], 512),
     }
 
