@@ -33,7 +33,8 @@ class MeanToken(nn.Module):
     """The mean of each sequence's tokens. Shape: `[T, D] -> [S, D]`."""
 
     def forward(self, x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
-        return _means(x_TD, metadata).to(x_TD.dtype)
+        parts = x_TD.float().split(list(metadata.query_lengths))
+        return torch.stack([part.mean(dim=0) for part in parts]).to(x_TD.dtype)
 
 
 class Widen(nn.Module):
@@ -111,11 +112,6 @@ class SentenceVectors(nn.Module):
         for layer in self.layers:
             x_SD = layer(x_SD, metadata)
         return x_SD
-
-
-def _means(x_TD: Tensor, metadata: AttentionMetadata) -> Tensor:
-    """Shape: `[S, D]`, float32."""
-    return torch.stack([part.mean(dim=0) for part in x_TD.float().split(list(metadata.query_lengths))])
 
 
 class Transform(nn.Module):

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy
 import torch
 from torch import Tensor, nn
 
@@ -30,15 +29,13 @@ from services.encoder.batcher import Item
 from services.encoder.heads import own_heads
 from services.encoder.tasks.labels import Labels, UnknownLabels
 from services.encoder.tasks.pooling import UnknownPooling
+from services.encoder.tasks.scores import Scores
 from services.encoder.tasks.task import Head
 
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 _TOKEN_HEADS = (TokenClassifier, MaskedLanguageModel, SpanExtractor)
 # Rows of a vocabulary's width that are there at once: 60 MB for 30,000 words.
 _SLICE_ROWS = 512
-
-
-Scores: TypeAlias = "numpy.ndarray[Any, numpy.dtype[numpy.float32]]"
 
 
 @dataclass(frozen=True, slots=True)
