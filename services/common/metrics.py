@@ -155,5 +155,17 @@ class DecoderMetrics(WorkerMetrics):
             "decode_duration_seconds", "From a sequence's first token to its last", REQUEST_SECONDS, "model"
         )
         self.generated_tokens_total = self._counter("generated_tokens_total", "Tokens sampled", "model")
+        self.prompt_cached_tokens_total = self._counter(
+            "prompt_cached_tokens_total", "Tokens of inputs that were in the KV cache already", "model"
+        )
+        self.prefix_cache_queries_total = self._counter(
+            "prefix_cache_queries_total", "Tokens that the KV cache was searched for", "model"
+        )
+        self.prefix_cache_hits_total = self._counter(
+            "prefix_cache_hits_total", "Tokens that were found in the KV cache", "model"
+        )
+        self.preemptions_total = self._counter(
+            "preemptions_total", "Sequences that made room in the KV cache, to be computed again", "model"
+        )
         self.kv_cache_usage_ratio = self._gauge("kv_cache_usage_ratio", "Share of the blocks in use", "model")
         self.kv_cache_blocks = self._gauge("kv_cache_blocks", "Blocks of the KV cache, by state", "model state")

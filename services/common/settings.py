@@ -223,8 +223,15 @@ class DecoderSettings(WorkerSettings):
     num_cache_tokens: int = Field(
         0, ge=0, description="tokens that the KV cache holds; 0: as many as cache_bytes has room for"
     )
-    cache_bytes: int = Field(2**30, gt=0, description="memory of the KV cache when num_cache_tokens is 0")
+    cache_bytes: int = Field(2**30, gt=0, description="most memory of the KV cache when num_cache_tokens is 0")
+    prefix_cache: bool = Field(True, description="whether prompts that begin alike share what was computed of them")
     max_batch_tokens: int = Field(512, gt=0, description="most tokens of one step")
+    step_seconds: float = Field(
+        0.1,
+        gt=0,
+        allow_inf_nan=False,
+        description="length of a step that prompts are cut for while streams run, unless streams alone take half of it",
+    )
     max_running: int = Field(64, gt=0, description="most sequences of one step")
     max_queue_requests: int = Field(256, gt=0, description="requests that may wait; more are refused with queue_full")
 

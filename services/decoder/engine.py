@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from services.common.errors import Cancelled, DeadlineExceeded, Draining, Internal, JanusError
+from services.common.errors import Cancelled, DeadlineExceeded, Draining, Internal, JanusError, QueueFull
 from services.common.logging import get_logger
 from services.common.metrics import DecoderMetrics
 from services.decoder.events import Event, Failed
 from services.decoder.generation import Generation
 from services.decoder.scheduler import Batch, Scheduler
 from services.decoder.sequence import Sequence
+from services.decoder.work_clock import WorkClock
 
 # A reader this far behind has stalled: its stream ends rather than fill the memory.
 MAX_BUFFERED_EVENTS = 4096
@@ -33,13 +34,28 @@ class StepRunner(Protocol):
 
 
 class Engine:
-    """Owns the scheduler once started; nothing else may touch it."""
+    """Owns the scheduler once started; nothing else may touch it.
 
-    def __init__(self, scheduler: Scheduler, runner: StepRunner, metrics: DecoderMetrics, model_id: str) -> None:
+    `step_seconds` is what a step may take while streams run, unless they alone take more than half of it.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: StepRunner,
+        metrics: DecoderMetrics,
+        model_id: str,
+        *,
+        step_seconds: float,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._scheduler = scheduler
         self._runner = runner
         self._metrics = metrics
         self._model_id = model_id
+        self._step_seconds = step_seconds
+        self._now = now
+        self._work = WorkClock()
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._generations: dict[int, Generation] = {}
         self._is_draining = False
@@ -93,11 +109,20 @@ class Engine:
 
     def _turn(self) -> None:
         self._obey(is_waiting=self._scheduler.is_idle)
-        for sequence in self._scheduler.drop_expired(time.monotonic()):
-            self._fail(self._generations[id(sequence)], DeadlineExceeded("The deadline passed in the queue."))
-        batch = self._scheduler.schedule()
+        for sequence in self._scheduler.drop_late(self._now(), self._work.at_least):
+            late = DeadlineExceeded("The deadline would pass before the next token, or has passed in the queue.")
+            self._fail(self._generations[id(sequence)], late)
+        batch = self._scheduler.schedule(self._budget())
+        self._metrics.preemptions_total.labels(self._model_id).inc(len(batch.preempted))
         if batch.rows and not self._is_stopped:
             self._step(batch)
+
+    def _budget(self) -> int | None:
+        """The tokens of a step: none are too many while there is no stream to stall."""
+        num_streams = self._scheduler.num_streams
+        if num_streams == 0:
+            return None
+        return self._work.tokens_within(max(self._step_seconds, 2 * self._work.seconds_for(num_streams)))
 
     def _obey(self, *, is_waiting: bool) -> None:
         """Carries out the commands that are there; waits for one when there is no other work."""
@@ -121,11 +146,12 @@ class Engine:
             return
         try:
             self._scheduler.add(generation.sequence)
-        except JanusError as error:
-            self._fail(generation, error)
+        except QueueFull as full:
+            wait_ms = self._work.wait_ms(self._scheduler.num_waiting_work)
+            self._fail(generation, QueueFull(full.message, retry_after_ms=wait_ms))
 
     def _step(self, batch: Batch) -> None:
-        started = time.monotonic()
+        started = self._now()
         for row in batch.rows:
             clock = self._generations[id(row.sequence)].clock
             clock.first_step = clock.first_step or started
@@ -137,7 +163,8 @@ class Engine:
                 self._fail(self._generations[id(row.sequence)], Internal("The model's step failed."))
             return
         self._scheduler.commit(batch, drawn)
-        now = time.monotonic()
+        now = self._now()
+        self._work.observe(batch.num_tokens, now - started)
         self._metrics.batch_size.labels(self._model_id).observe(len(batch.rows))
         self._metrics.batch_tokens.labels(self._model_id).observe(batch.num_tokens)
         told: dict[Generation, list[Event]] = {}
@@ -158,6 +185,7 @@ class Engine:
         events, reason = generation.advance(now)
         self._metrics.generated_tokens_total.labels(self._model_id).inc()
         if is_first:
+            self._count_cached(generation.sequence)
             self._metrics.time_to_first_token_seconds.labels(self._model_id).observe(now - clock.submitted)
             self._metrics.prefill_duration_seconds.labels(self._model_id).observe(clock.prefill_seconds)
         else:
@@ -172,6 +200,13 @@ class Engine:
             self._forget(generation.sequence)
             events.append(Failed(Cancelled("The reader takes nothing.")))
         return events
+
+    def _count_cached(self, sequence: Sequence) -> None:
+        """When its first token is drawn: what the cache was asked for, and what it had."""
+        if self._scheduler.block_manager.is_caching:
+            num_asked = sequence.num_tokens - 1
+            self._metrics.prefix_cache_queries_total.labels(self._model_id).inc(num_asked)
+            self._metrics.prefix_cache_hits_total.labels(self._model_id).inc(sequence.num_cached_tokens)
 
     def _fail(self, generation: Generation, error: JanusError) -> None:
         if id(generation.sequence) in self._generations:
@@ -207,6 +242,7 @@ class Engine:
         metrics.waiting_tokens.labels(model_id).set(self._scheduler.num_waiting_tokens)
         metrics.kv_cache_usage_ratio.labels(model_id).set(blocks.num_used_blocks / blocks.num_blocks)
         metrics.kv_cache_blocks.labels(model_id, "used").set(blocks.num_used_blocks)
+        metrics.kv_cache_blocks.labels(model_id, "cached").set(blocks.num_cached_blocks)
         metrics.kv_cache_blocks.labels(model_id, "free").set(blocks.num_free_blocks)
 
 

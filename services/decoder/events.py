@@ -9,8 +9,9 @@ from services.decoder.sequence import FinishReason
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The first token is there; its delta follows. Where the time went until then."""
+    """The first token is there; its delta follows. Where the time went until then, and how much was cached."""
 
+    num_cached_tokens: int
     queue_seconds: float
     prefill_seconds: float
 
@@ -33,6 +34,7 @@ class Ended:
     """Usage and where the time went."""
 
     num_prompt_tokens: int
+    num_cached_tokens: int
     num_output_tokens: int
     queue_seconds: float
     prefill_seconds: float

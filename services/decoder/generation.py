@@ -54,6 +54,11 @@ class Generation:
         """Events that the reader has not taken yet."""
         return self._queue.qsize()
 
+    @property
+    def num_cached_tokens(self) -> int:
+        """Of the prompt: what was there before it was computed."""
+        return min(self.sequence.num_cached_tokens, self.sequence.num_prompt_tokens)
+
     def deliver(self, events: list[Event]) -> None:
         """Hands events to the reader. Runs in the event loop."""
         for event in events:
@@ -99,13 +104,14 @@ class Generation:
         return [self._started(), *self._ending(reason)]
 
     def _started(self) -> Started:
-        return Started(self.clock.queue_seconds, self.clock.prefill_seconds)
+        return Started(self.num_cached_tokens, self.clock.queue_seconds, self.clock.prefill_seconds)
 
     def _ending(self, reason: FinishReason) -> list[Event]:
         return [
             Finished(reason),
             Ended(
                 num_prompt_tokens=self.sequence.num_prompt_tokens,
+                num_cached_tokens=self.num_cached_tokens,
                 num_output_tokens=self.sequence.num_output_tokens,
                 queue_seconds=self.clock.queue_seconds,
                 prefill_seconds=self.clock.prefill_seconds,

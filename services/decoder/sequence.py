@@ -2,15 +2,18 @@
 
     token_ids   0 ............ num_prompt_tokens ............ num_tokens
                 └── prompt ───┘└── output ─────────────────┘
-    computed    0 ...................... num_computed_tokens
+    computed    0 ...................... num_computed_tokens < num_tokens
 
 There is no prefill state and no decode state: a step computes some of the tokens that are not computed yet, and when it
-has reached the last one, a new token is drawn.
+has reached the last one, a new token is drawn. What others computed is found in the cache, and counts as computed; the
+last token never is, since its scores are what the next one is drawn from.
 """
 
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
+
+MAX_PRIORITY = 100
 
 
 class FinishReason(Enum):
@@ -32,14 +35,28 @@ class Limits:
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """Mutable; owned by the scheduler. `params` is what the runner draws with, opaque here."""
+    """Mutable; owned by the scheduler. `params` is what the runner draws with, opaque here.
+
+    Sequences of one `cache_namespace` may find each other's blocks. A smaller `priority` comes first;
+    it is a whole number from -MAX_PRIORITY to MAX_PRIORITY.
+    """
 
     token_ids: list[int]
     num_prompt_tokens: int
     limits: Limits
     params: Any = None
+    cache_namespace: str = ""
+    priority: int = 0
     num_computed_tokens: int = 0
+    # As far as it ever came, preempted or not.
+    max_computed_tokens: int = 0
+    # Found in the cache before it had computed them itself.
+    num_cached_tokens: int = 0
     block_ids: list[int] = field(default_factory=list)
+    # Of its full blocks, as many as were ever asked for; the block manager's.
+    block_keys: list[bytes] = field(default_factory=list)
+    # The smallest comes first; the scheduler's.
+    turn: tuple[int, int] = (0, 0)
 
     @property
     def num_tokens(self) -> int:

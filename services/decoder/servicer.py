@@ -10,6 +10,7 @@ from uuid import uuid4
 import grpc
 
 from janus.v1 import common_pb2, decoder_pb2, decoder_pb2_grpc, models_pb2, models_pb2_grpc, streams_pb2
+from services.common.call_metadata import CACHE_NAMESPACE, PRIORITY, said_of_call
 from services.common.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
 from services.common.logging import describe_request, request_id
 from services.common.metrics import DecoderMetrics
@@ -17,7 +18,7 @@ from services.common.tokenization import max_characters
 from services.common.worker_server import Door
 from services.decoder.events import Delta, Ended, Event, Finished, Started
 from services.decoder.options import COMPLETION_MAX_TOKENS, Defaults, check_vocabulary, plan
-from services.decoder.sequence import FinishReason
+from services.decoder.sequence import MAX_PRIORITY, FinishReason
 from services.decoder.worker import DecoderWorker
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -112,7 +113,13 @@ class _Stream:
         )
         remaining: float | None = context.time_remaining()
         deadline = None if remaining is None else time.monotonic() + remaining
-        generation = worker.submit(prompt_ids, planned, deadline)
+        generation = worker.submit(
+            prompt_ids,
+            planned,
+            deadline,
+            cache_namespace=said_of_call(context, CACHE_NAMESPACE),
+            priority=_priority(said_of_call(context, PRIORITY)),
+        )
         head = streams_pb2.StreamStarted(
             stream_id=request_id() or uuid4().hex,
             model=worker.model_id,
@@ -132,7 +139,7 @@ class _Stream:
 
     def _message(self, sequence: int, event: Event, head: streams_pb2.StreamStarted) -> streams_pb2.StreamEvent:
         match event:
-            case Started(queue_seconds, prefill_seconds):
+            case Started(_, queue_seconds, prefill_seconds):
                 head.timings.CopyFrom(
                     common_pb2.Timings(
                         queue_ms=queue_seconds * 1000,
@@ -152,11 +159,12 @@ class _Stream:
         raise AssertionError(event)
 
     def _observe_start(self, event: Started, num_prompt_tokens: int) -> None:
-        """Counted now: the prompt is computed, whether or not the reader stays to the end."""
+        """Counted now: the prompt is computed or was found, whether or not the reader stays to the end."""
         labels = (self._task, self._worker.model_id)
         self._metrics.queue_duration_seconds.labels(*labels).observe(event.queue_seconds)
         self._metrics.tokenize_duration_seconds.labels(*labels).observe(self._tokenize_seconds)
         self._metrics.prompt_tokens_total.labels(self._worker.model_id).inc(num_prompt_tokens)
+        self._metrics.prompt_cached_tokens_total.labels(self._worker.model_id).inc(event.num_cached_tokens)
 
     def _ended(self, event: Ended) -> streams_pb2.StreamEnded:
         return streams_pb2.StreamEnded(
@@ -164,6 +172,7 @@ class _Stream:
                 prompt_tokens=event.num_prompt_tokens,
                 completion_tokens=event.num_output_tokens,
                 total_tokens=event.num_prompt_tokens + event.num_output_tokens,
+                cached_tokens=event.num_cached_tokens,
             ),
             timings=common_pb2.Timings(
                 queue_ms=event.queue_seconds * 1000,
@@ -191,6 +200,18 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
     async def GetModel(self, request: models_pb2.GetModelRequest, context: Context) -> models_pb2.GetModelResponse:
         worker = self._door.named(request.model)
         return models_pb2.GetModelResponse(model=worker.describe(is_draining=self._door.is_draining))
+
+
+def _priority(said: str) -> int:
+    """Raises: InvalidRequest."""
+    try:
+        priority = int(said or "0")
+    except ValueError:
+        priority = MAX_PRIORITY + 1
+    if abs(priority) > MAX_PRIORITY:
+        most = f"a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}"
+        raise InvalidRequest(f"'priority' must be {most}.", param="priority")
+    return priority
 
 
 def _lay_out(worker: DecoderWorker, messages: Sequence[tuple[str, str]]) -> list[int]:

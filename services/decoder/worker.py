@@ -46,7 +46,7 @@ class DecoderWorker:
             template = ChatTemplate(runner.chat_template, bos_token=runner.bos_token, eos_token=runner.eos_token)
         except ValueError as error:
             raise ConfigurationError(f"{setting_of(settings, 'model')}: {settings.model}: {error}") from error
-        blocks = BlockManager(runner.num_blocks, runner.block_size)
+        blocks = BlockManager(runner.num_blocks, runner.block_size, is_caching=settings.prefix_cache)
         cache_tokens = runner.num_blocks * runner.block_size
         scheduler = Scheduler(
             blocks,
@@ -55,7 +55,7 @@ class DecoderWorker:
             max_waiting=settings.max_queue_requests,
             max_waiting_tokens=_QUEUE_CACHES * cache_tokens,
         )
-        engine = Engine(scheduler, runner, metrics, settings.model_id)
+        engine = Engine(scheduler, runner, metrics, settings.model_id, step_seconds=settings.step_seconds)
         engine.start()
         metrics.set_build(device=runner.device, kernel=runner.kernel, dtype=runner.dtype)
         metrics.model_info.labels(settings.model_id, runner.digest, runner.dtype).set(1)
@@ -90,7 +90,9 @@ class DecoderWorker:
     async def close(self) -> None:
         await asyncio.to_thread(self.engine.stop)
 
-    def submit(self, prompt_ids: list[int], plan: Plan, deadline: float | None) -> Generation:
+    def submit(
+        self, prompt_ids: list[int], plan: Plan, deadline: float | None, *, cache_namespace: str, priority: int
+    ) -> Generation:
         """Puts a request into the engine; read its events, and cancel it when nobody does."""
         params = self.runner.sampling_params(
             temperature=plan.temperature,
@@ -102,7 +104,8 @@ class DecoderWorker:
             stop_ids=sorted(plan.stop_ids),
         )
         limits = Limits(plan.max_tokens, plan.min_tokens, plan.stop_ids, deadline)
-        sequence = Sequence([*prompt_ids, *plan.output_token_ids], len(prompt_ids), limits, params)
+        token_ids = [*prompt_ids, *plan.output_token_ids]
+        sequence = Sequence(token_ids, len(prompt_ids), limits, params, cache_namespace, priority)
         generation = Generation(sequence, TextStream(self.runner.new_detokenizer(), plan.stop_strings))
         self.engine.submit(generation)
         return generation

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 from janus.v1 import models_pb2
+from services.common.call_metadata import CACHE_NAMESPACE
 from services.common.errors import Draining, ModelLoading, WorkerLost
 from services.common.metrics import GatewayMetrics
 from services.gateway.event_stream import EventStream
@@ -26,6 +27,8 @@ from services.gateway.router import Router
 from services.gateway.validation import validate
 from services.gateway.worker_client import RPC_FAILURES, WorkerClient, rpc_failure
 
+# Callers are not told apart, so all share one cache.
+_NAMESPACE: Final = "everyone"
 # How long a request waits for another worker when its own was lost.
 REPLACEMENT_SECONDS: Final = 1.0
 
@@ -138,4 +141,5 @@ class Operations:
 
 
 def _call_options(context: RequestContext) -> dict[str, Any]:
-    return {"timeout": context.remaining_seconds, "metadata": (("x-request-id", context.request_id),)}
+    metadata = (("x-request-id", context.request_id), (CACHE_NAMESPACE, _NAMESPACE))
+    return {"timeout": context.remaining_seconds, "metadata": metadata}

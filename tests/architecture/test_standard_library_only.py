@@ -8,6 +8,7 @@ PURE = (
     "services.decoder.sequence",
     "services.decoder.block_manager",
     "services.decoder.scheduler",
+    "services.decoder.work_clock",
     "services.encoder.batcher",
     "services.common.errors",
 )

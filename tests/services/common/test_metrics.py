@@ -42,6 +42,10 @@ DECODER = WORKER | {
     "prefill_duration_seconds": "model",
     "decode_duration_seconds": "model",
     "generated_tokens_total": "model",
+    "prompt_cached_tokens_total": "model",
+    "prefix_cache_queries_total": "model",
+    "prefix_cache_hits_total": "model",
+    "preemptions_total": "model",
     "kv_cache_usage_ratio": "model",
     "kv_cache_blocks": "model state",
 }

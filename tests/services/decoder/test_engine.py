@@ -65,7 +65,7 @@ class House:
         )
         self.runner = runner
         self.metrics = DecoderMetrics()
-        self.engine = Engine(self.scheduler, runner, self.metrics, "model")
+        self.engine = Engine(self.scheduler, runner, self.metrics, "model", step_seconds=0.1)
 
     async def until(self, name: str, value: float) -> None:
         """Waits for a metric to have a value, a few seconds at most."""
@@ -246,7 +246,7 @@ async def test_text_that_fails_ends_its_request_alone() -> None:
 
 
 async def test_a_failed_turn_fails_all_and_the_engine_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> Batch:
+    def fail(num_tokens: int | None) -> Batch:
         monkeypatch.undo()
         raise AssertionError("our own mistake")
 

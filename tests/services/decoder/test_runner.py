@@ -1,6 +1,7 @@
 """The runner on a small random Llama: however a prompt is cut and whoever shares a step, the same tokens come."""
 
 import random
+from collections import OrderedDict
 from collections.abc import Sequence as Items
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def sequence(runner: Runner, prompt: Items[int], given: Items[int] = (), *, temp
 def run(runner: Runner, sequences: Items[Sequence], *, max_batch_tokens: int = 64) -> list[list[int]]:
     """The outputs of sequences that run together, in blocks that lie anywhere."""
     blocks = BlockManager(runner.num_blocks, runner.block_size)
-    random.Random(3).shuffle(blocks._free)
+    blocks._unheld = OrderedDict.fromkeys(random.Random(3).sample(range(runner.num_blocks), runner.num_blocks))
     scheduler = Scheduler(
         blocks, max_batch_tokens=max_batch_tokens, max_running=8, max_waiting=8, max_waiting_tokens=999
     )

@@ -35,6 +35,14 @@ class House:
         """A metric of the model."""
         return self.metrics.registry.get_sample_value(f"janus_{name}", {"model": "small"})
 
+    async def until(self, name: str, value: float) -> None:
+        """Waits for a metric of the model to have a value, a few seconds at most."""
+        for _ in range(500):
+            if self.sample(name) == value:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"{name} is {self.sample(name)}, not {value}")
+
     async def generate(
         self, prompt: str | list[int] = "w5 w9 w11", model: str = "", **options: object
     ) -> list[streams_pb2.StreamEvent]:
@@ -149,7 +157,10 @@ async def test_a_stream_goes_on_from_given_tokens(house: House) -> None:
         told_before = "".join(event.delta.text for event in whole[1 : 1 + cut])
         assert token_ids(rest) == token_ids(whole)[cut:]
         assert told_before + text(rest) == text(whole)
-        assert rest[-1].ended.usage == whole[-1].ended.usage
+        usage, usage_of_whole = rest[-1].ended.usage, whole[-1].ended.usage
+        assert usage.total_tokens == usage_of_whole.total_tokens
+        # Blocks of four tokens, and the last token is computed: of these the prompt's three.
+        assert (usage_of_whole.cached_tokens, usage.cached_tokens) == (0, 3 if 3 + cut > 4 else 0)
 
 
 async def test_stop_tokens_and_stop_strings(house: House) -> None:
@@ -233,12 +244,9 @@ async def test_a_reader_that_goes_away_frees_its_blocks(house: House) -> None:
     options = decoder_pb2.GenerationOptions(max_tokens=110, ignore_eos=True)
     call = house.decoder.Generate(decoder_pb2.GenerateRequest(text="w5 w9", options=options))
     await call.read()
-    assert house.sample("requests_running") == 1
+    await house.until("requests_running", 1)
     call.cancel()
-    for _ in range(500):
-        if not house.sample("requests_running"):
-            break
-        await asyncio.sleep(0.01)
+    await house.until("requests_running", 0)
     assert house.sample("kv_cache_usage_ratio") == 0
     assert house.sample("prompt_tokens_total") == 2, "the prompt was computed"
     assert (house.sample("generated_tokens_total") or 0) < 110
