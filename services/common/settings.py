@@ -224,6 +224,9 @@ class DecoderSettings(WorkerSettings):
         0, ge=0, description="tokens that the KV cache holds; 0: as many as cache_bytes has room for"
     )
     cache_bytes: int = Field(2**30, gt=0, description="most memory of the KV cache when num_cache_tokens is 0")
+    cache_memory_ratio: float = Field(
+        0.5, gt=0, le=1, description="share of the memory there is at the start which the KV cache takes at most"
+    )
     prefix_cache: bool = Field(True, description="whether prompts that begin alike share what was computed of them")
     max_batch_tokens: int = Field(512, gt=0, description="most tokens of one step")
     step_seconds: float = Field(

@@ -18,6 +18,7 @@ from model.families.config import require_count, require_number
 from model.metadata import AttentionMetadata
 from model.sampling import Sampler, SamplingParams
 from model.tokenizer import IncrementalDetokenizer
+from services.common.memory import available_bytes
 from services.common.settings import ConfigurationError, DecoderSettings, setting_of
 from services.decoder.block_manager import BlockManager
 from services.decoder.scheduler import Batch
@@ -58,7 +59,7 @@ class Runner:
         self.max_context_tokens: int = model.config.max_positions
         self.vocabulary_size: int = model.config.vocabulary_size
         self.block_size = settings.block_size
-        self.num_blocks = _num_blocks(settings, model)
+        self.num_blocks = _num_blocks(settings, model, self._device)
         try:
             self._cache = model.decoder.new_cache(self.num_blocks, self.block_size)
         except RuntimeError as error:  # torch has no narrower one for a CPU that is out of memory
@@ -162,8 +163,15 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return _DTYPES.get(name, automatic)
 
 
-def _num_blocks(settings: DecoderSettings, model: CausalLanguageModel) -> int:
-    tokens = settings.num_cache_tokens or settings.cache_bytes // model.decoder.cache_bytes_per_token()
+def _num_blocks(settings: DecoderSettings, model: CausalLanguageModel, device: torch.device) -> int:
+    """As many as may be, once and for all: what a cache is promised must be there when it fills."""
+    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
+    most = int(available * settings.cache_memory_ratio)
+    token_bytes = model.decoder.cache_bytes_per_token()
+    tokens = settings.num_cache_tokens or min(settings.cache_bytes, most) // token_bytes
+    if tokens * token_bytes > most:
+        what = f"a KV cache of {tokens} tokens takes {tokens * token_bytes} bytes, more than {most} of {available} left"
+        raise ConfigurationError(f"{_cache_setting(settings)}: {what}")
     if tokens < settings.block_size:
         what = f"{tokens} tokens of KV cache are less than one block of {settings.block_size}"
         raise ConfigurationError(f"{_cache_setting(settings)}: {what}")

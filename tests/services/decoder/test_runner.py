@@ -10,6 +10,7 @@ import small_models
 import torch
 
 from services.common.settings import ConfigurationError, DecoderSettings
+from services.decoder import runner as runner_module
 from services.decoder.block_manager import BlockManager
 from services.decoder.runner import Runner
 from services.decoder.scheduler import Scheduler
@@ -110,6 +111,16 @@ def test_the_cache_is_as_large_as_its_bytes(folder: Path) -> None:
     bytes_per_token = 3 * 2 * 2 * 8 * 4  # layers, keys and values, heads, width, float32
     made = Runner(settings(folder, num_cache_tokens=0, cache_bytes=41 * bytes_per_token))
     assert made.num_blocks == 10
+
+
+def test_a_cache_takes_its_share_of_what_is_there_at_most(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token_bytes = 3 * 2 * 2 * 8 * 4
+    monkeypatch.setattr(runner_module, "available_bytes", lambda: 100 * token_bytes)
+    assert Runner(settings(folder, num_cache_tokens=0)).num_blocks == 12
+    assert Runner(settings(folder, num_cache_tokens=0, cache_memory_ratio=0.8)).num_blocks == 20
+    assert Runner(settings(folder, num_cache_tokens=50)).num_blocks == 12
+    with pytest.raises(ConfigurationError, match=r"^JANUS_DECODER_NUM_CACHE_TOKENS: .* 51 tokens takes 19584 bytes"):
+        Runner(settings(folder, num_cache_tokens=51))
 
 
 @pytest.mark.parametrize(
