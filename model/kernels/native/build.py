@@ -80,11 +80,12 @@ class _Object:
         return self.path.with_suffix(".d")
 
 
-def build(target: Path = FOLDER, work: Path = WORK, *, flags: Sequence[str] = (), is_strict: bool = False) -> Path:
+def build(target: Path | None = None, work: Path = WORK, *, flags: Sequence[str] = (), is_strict: bool = False) -> Path:
     """The library in the folder `target`; objects stay in `work`, so that the next build compiles what changed.
 
     Raises: BuildError.
     """
+    target = target or FOLDER
     compiler = _compiler()
     every = (*FLAGS, *flags)
     work.mkdir(parents=True, exist_ok=True)
@@ -106,8 +107,9 @@ def build(target: Path = FOLDER, work: Path = WORK, *, flags: Sequence[str] = ()
     return library
 
 
-def install(target: Path = FOLDER, work: Path = WORK) -> str:
+def install(target: Path | None = None, work: Path = WORK) -> str:
     """Builds, or leaves the reason in place of a library; one line that says which."""
+    target = target or FOLDER
     try:
         return f"The native library is built: {build(target, work)}"
     except (BuildError, OSError) as error:
@@ -117,12 +119,12 @@ def install(target: Path = FOLDER, work: Path = WORK) -> str:
         return f"The native library is NOT built, models will run through torch alone: {error}"
 
 
-def sources(folder: Path = FOLDER) -> list[Path]:
-    return sorted(folder.glob("*.cpp"))
+def sources() -> list[Path]:
+    return sorted(FOLDER.glob("*.cpp"))
 
 
-def headers(folder: Path = FOLDER) -> list[Path]:
-    return sorted(folder.glob("*.h"))
+def headers() -> list[Path]:
+    return sorted(FOLDER.glob("*.h"))
 
 
 def _objects(work: Path, compiler: Sequence[str], flags: Sequence[str], variants: Sequence[str]) -> Iterator[_Object]:
@@ -133,7 +135,7 @@ def _objects(work: Path, compiler: Sequence[str], flags: Sequence[str], variants
         command = (*compiler, *flags, *own, *quiet, "-c", str(of_variants))
         yield _Object(of_variants, work / f"variant.{name}.o", command)
     for source in sources():
-        if source != of_variants and (source.name != "program.cpp" or variants):
+        if source != of_variants:
             # dispatch.cpp offers the variants by this list.
             own = (f"-DJANUS_VARIANTS={_offers(variants)}",) if source.name == "dispatch.cpp" else ()
             yield _Object(source, work / f"{source.stem}.o", (*compiler, *flags, *own, "-c", str(source)))
@@ -150,8 +152,6 @@ def _is_supported(instruction_sets: Iterable[str]) -> str:
 
 def _compiled_variants(compiler: Sequence[str], pool: ThreadPoolExecutor) -> list[str]:
     """The variants for this kind of machine that the compiler knows."""
-    if not (FOLDER / "attend.h").exists():
-        return []
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return ["portable"]
     is_known = pool.map(lambda name: _knows(compiler, name), VARIANTS)

@@ -17,7 +17,7 @@ namespace {
 
 // The first that can run here and satisfies the condition.
 template <typename Condition>
-const Kernels* first([[maybe_unused]] Condition&& is_wanted) {
+const Kernels* first(Condition&& is_wanted) {
 #define JANUS_OFFER(name, is_supported) \
     if ((is_supported) && is_wanted(#name)) return &name::kernels;
     JANUS_VARIANTS

@@ -22,15 +22,15 @@ MOST_THREADS = 16
 
 @dataclass(frozen=True, slots=True)
 class ThreadPlan:
-    """How many threads run a step, the caller among them, and how they wait.
+    """How many threads run a step, the caller among them, where they run and how they wait.
 
-    From `first_core` on each keeps to a core of its own; below 0 the system places them. A thread that waits turns
-    `spins` times before it yields, and yields as often before it sleeps.
+    With `cores`, one for each, every thread but the caller stays on its own. A thread that waits for the others stays
+    awake for `awake_microseconds`, then it sleeps.
     """
 
     count: int
-    first_core: int = -1
-    spins: int = 2000
+    cores: tuple[int, ...] = ()
+    awake_microseconds: int = 100
 
 
 class NativeLibrary:
@@ -45,7 +45,7 @@ class NativeLibrary:
         if variant and variant not in names:
             raise NativeLibraryError(f"kernel variant {variant!r}: this machine can run {', '.join(names)}")
         self.variant = variant or names[0]
-        self._plan = ThreadPlan(max(1, min(MOST_THREADS, len(os.sched_getaffinity(0)))))
+        self.plan = ThreadPlan(max(1, min(MOST_THREADS, len(os.sched_getaffinity(0)))))
         self._threads: int | None = None
         self._lock = threading.Lock()
         os.register_at_fork(after_in_child=self._forget_threads)
@@ -63,25 +63,27 @@ class NativeLibrary:
     def use_threads(self, plan: ThreadPlan) -> None:
         """How many threads there are from now on. No step may be running."""
         with self._lock:
-            if plan != self._plan and self._threads is not None:
+            if plan != self.plan and self._threads is not None:
                 self.functions.janus_threads_free(self._threads)
                 self._threads = None
-            self._plan = plan
+            self.plan = plan
 
     @property
     def threads(self) -> int:
         """The threads of the process, for C; made on first use."""
         with self._lock:
             if self._threads is None:
-                plan = self._plan
-                self._threads = self.functions.janus_threads_new(plan.count, plan.first_core, plan.spins)
+                plan = self.plan
+                assert len(plan.cores) in (0, plan.count)
+                cores = (c_int32 * plan.count)(*plan.cores) if plan.cores else None
+                self._threads = self.functions.janus_threads_new(plan.count, cores, plan.awake_microseconds)
                 if not self._threads:
                     raise NativeLibraryError(f"the system has no {plan.count} threads for a step")
             return self._threads
 
     @property
     def num_threads(self) -> int:
-        return self._plan.count
+        return self.plan.count
 
     def new_program(self, operations: ctypes.Array[Any], values: ctypes.Array[Any]) -> int:
         """A program of the library's; what its structures point to must live as long. Raises: NativeLibraryError."""
@@ -103,7 +105,7 @@ class NativeLibrary:
         declarations: dict[str, tuple[Any, ...]] = {
             "janus_kernel_names": (c_char_p,),
             "janus_kernels": (c_void_p, c_char_p),
-            "janus_threads_new": (c_void_p, c_int32, c_int32, c_int32),
+            "janus_threads_new": (c_void_p, c_int32, c_void_p, c_int32),
             "janus_threads_free": (None, c_void_p),
             "janus_program_new": (c_void_p, c_char_p, c_void_p, c_int32, c_void_p, c_int32),
             "janus_program_free": (None, c_void_p),
@@ -113,7 +115,7 @@ class NativeLibrary:
             self.declare(name, result, *arguments)
 
     def declare(self, name: str, result: Any, *arguments: Any) -> None:
-        """Says of what types a function is. Raises: NativeLibraryError where the library is older than its caller."""
+        """Says what types a function has. Raises: NativeLibraryError where the library is older than its caller."""
         try:
             function = getattr(self.functions, name)
         except AttributeError:

@@ -14,6 +14,10 @@ namespace janus {
 
 namespace {
 
+// Turns of a pause before a waiting thread offers its core to others: some microseconds, as long as threads that began
+// together need to end together.
+constexpr int kPauses = 200;
+
 void pause() {
 #if defined(__x86_64__)
     _mm_pause();
@@ -22,6 +26,7 @@ void pause() {
 #endif
 }
 
+// A core that the process may not use is not insisted on.
 void stay_on(int core) {
 #if defined(__linux__)
     cpu_set_t cores;
@@ -35,61 +40,78 @@ void stay_on(int core) {
 
 }  // namespace
 
-Threads::Threads(int num_threads, int first_core, int spins) : size_(num_threads), spins_(spins) {
-    next_[0] = next_[1] = 0;
-    for (int number = 1; number < size_; ++number)
-        workers_.emplace_back([this, number, first_core] { work(number, first_core < 0 ? -1 : first_core + number); });
+Threads::Threads(int num_threads, const int32_t* cores, std::chrono::microseconds awake)
+    : size_(num_threads), awake_(awake) {
+    workers_.reserve(size_t(size_));
+    try {
+        for (int number = 1; number < size_; ++number) {
+            const int core = cores ? cores[number] : -1;
+            workers_.emplace_back([this, number, core] { work(number, core); });
+        }
+    } catch (...) {
+        close();
+        throw;
+    }
 }
 
-Threads::~Threads() {
+Threads::~Threads() { close(); }
+
+void Threads::close() {
     is_closed_ = true;
     region_.fetch_add(1);
     region_.notify_all();
     for (std::thread& worker : workers_) worker.join();
 }
 
-void Threads::run_erased(Body body, void* argument) {
+void Threads::run_erased(Body body, void* argument) noexcept {
+    const std::lock_guard<std::mutex> alone(is_running_);
     body_ = body;
     argument_ = argument;
     region_.fetch_add(1);
     if (region_sleepers_.load()) region_.notify_all();
     Crew crew(*this, 0);
     body(argument, crew);
-    crew.meet();
+    meet();
 }
 
-void Threads::work(int number, int core) {
+// A region ends with a meeting, so no thread can miss one: `seen` counts them.
+void Threads::work(int number, int core) noexcept {
     if (core >= 0) stay_on(core);
     for (uint32_t seen = 0;; ++seen) {
         wait_for_change(region_, seen, region_sleepers_);
         if (is_closed_) return;
         Crew crew(*this, number);
         body_(argument_, crew);
-        crew.meet();
+        meet();
     }
 }
 
-// The last to arrive clears the counter of the phase that ends: nobody looks at it before the phase after the next.
+// The last to arrive makes the counters ready for what comes after the meeting; nobody else looks at them before it.
 void Threads::meet() {
     const uint32_t meeting = meetings_.load();
     if (arrived_.fetch_add(1) + 1 < uint32_t(size_)) {
         wait_for_change(meetings_, meeting, meeting_sleepers_);
         return;
     }
-    arrived_ = 0;
-    next_[meeting & 1] = 0;
+    arrived_.store(0, std::memory_order_relaxed);
+    next_.store(0, std::memory_order_relaxed);
     meetings_.fetch_add(1);
     if (meeting_sleepers_.load()) meetings_.notify_all();
 }
 
+// Who changes a word looks for sleepers afterwards, and a sleeper counts itself before it looks at the word a last time:
+// in the one order of all these operations one of the two sees the other.
 void Threads::wait_for_change(std::atomic<uint32_t>& word, uint32_t before, std::atomic<uint32_t>& sleepers) {
-    for (int turn = 0; turn < spins_; ++turn) {
-        if (word.load(std::memory_order_acquire) != before) return;
-        pause();
-    }
-    for (int turn = 0; turn < spins_; ++turn) {
-        if (word.load(std::memory_order_acquire) != before) return;
-        std::this_thread::yield();
+    if (awake_.count() > 0) {
+        for (int turn = 0; turn < kPauses; ++turn) {
+            if (word.load(std::memory_order_acquire) != before) return;
+            pause();
+        }
+        const auto until = std::chrono::steady_clock::now() + awake_;
+        do {
+            if (word.load(std::memory_order_acquire) != before) return;
+            std::this_thread::yield();
+        } while (std::chrono::steady_clock::now() < until);
     }
     sleepers.fetch_add(1);
     while (word.load() == before) word.wait(before);
@@ -100,11 +122,11 @@ void Threads::wait_for_change(std::atomic<uint32_t>& word, uint32_t before, std:
 
 extern "C" {
 
-// Null where the system has no more threads or no memory.
-__attribute__((visibility("default"))) janus::Threads* janus_threads_new(int32_t num_threads, int32_t first_core,
-                                                                        int32_t spins) {
+// `cores` has num_threads numbers, or is null where the system places the threads. Null where it has no more of them.
+__attribute__((visibility("default"))) janus::Threads* janus_threads_new(int32_t num_threads, const int32_t* cores,
+                                                                        int32_t awake_microseconds) {
     try {
-        return new janus::Threads(num_threads, first_core, spins);
+        return new janus::Threads(num_threads, cores, std::chrono::microseconds(awake_microseconds));
     } catch (const std::exception&) {
         return nullptr;
     }

@@ -1,13 +1,14 @@
 // The threads that run a step together.
 //
 // One region a step: every thread runs the same function, takes units of work from a shared counter and meets the others
-// at a barrier. A thread that waits spins a little, then yields, then sleeps, so that two services on two cores don't
-// starve one another, and an idle one costs nothing.
+// at a barrier. A thread that waits stays awake for a short while, of which it gives up its core for all but the first
+// microseconds, and then sleeps: two services on two cores don't starve one another, and an idle one costs nothing.
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
-#include <memory>
+#include <mutex>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -19,35 +20,36 @@ class Threads;
 // The threads of a region as one of them sees them.
 class Crew {
   public:
-    inline Crew(Threads& threads, int number);
+    Crew(Threads& threads, int number) : threads_(threads), number_(number) {}
 
     int number() const { return number_; }
-    int size() const;
+    inline int size() const;
 
     // f(unit) for every unit once, on whichever thread is free; `grain` units are taken at a time. Then all meet.
     template <typename F>
     void share(int64_t num_units, int64_t grain, F&& f);
 
-    void meet();
+    // Returns when all have come here; what each did before, all see.
+    inline void meet();
 
   private:
     Threads& threads_;
     int number_;
-    uint32_t phase_;
 };
 
 class Threads {
   public:
-    // `num_threads` counts the caller. `first_core` below 0 leaves the cores to the system. `spins` is how many turns of a
-    // pause a thread waits awake before it yields, and as many yields again before it sleeps.
-    Threads(int num_threads, int first_core, int spins);
+    // `num_threads` counts the caller. Thread i stays on cores[i], where there are cores; the caller goes where it likes.
+    // Throws: std::system_error where the system has no more threads, std::bad_alloc.
+    Threads(int num_threads, const int32_t* cores, std::chrono::microseconds awake);
     ~Threads();
     Threads(const Threads&) = delete;
     Threads& operator=(const Threads&) = delete;
 
     int size() const { return size_; }
 
-    // body(crew) on every thread; returns when all are through. Only one caller at a time.
+    // body(crew) on every thread; returns when all are through. A second caller waits for the first. The body must not
+    // throw, nor call this.
     template <typename F>
     void run(F&& body) {
         using Function = std::remove_reference_t<F>;
@@ -58,41 +60,36 @@ class Threads {
     friend class Crew;
     using Body = void (*)(void*, Crew&);
 
-    void run_erased(Body body, void* argument);
-    void work(int number, int core);
+    void run_erased(Body body, void* argument) noexcept;
+    void work(int number, int core) noexcept;
     void wait_for_change(std::atomic<uint32_t>& word, uint32_t before, std::atomic<uint32_t>& sleepers);
     void meet();
+    void close();
 
     const int size_;
-    const int spins_;
+    const std::chrono::nanoseconds awake_;
+    std::mutex is_running_;
     std::vector<std::thread> workers_;
     Body body_ = nullptr;
     void* argument_ = nullptr;
+    bool is_closed_ = false;
+    // What many threads write lies in lines of its own.
     alignas(64) std::atomic<uint32_t> region_{0};
     std::atomic<uint32_t> region_sleepers_{0};
-    std::atomic<bool> is_closed_{false};
     alignas(64) std::atomic<uint32_t> arrived_{0};
     alignas(64) std::atomic<uint32_t> meetings_{0};
     std::atomic<uint32_t> meeting_sleepers_{0};
-    alignas(64) std::atomic<int64_t> next_[2];
+    alignas(64) std::atomic<int64_t> next_{0};
 };
-
-// All start from the number of meetings so far, which can't change before they have met.
-inline Crew::Crew(Threads& threads, int number)
-    : threads_(threads), number_(number), phase_(threads.meetings_.load()) {}
 
 inline int Crew::size() const { return threads_.size(); }
 
-inline void Crew::meet() {
-    ++phase_;
-    threads_.meet();
-}
+inline void Crew::meet() { threads_.meet(); }
 
 template <typename F>
 void Crew::share(int64_t num_units, int64_t grain, F&& f) {
-    std::atomic<int64_t>& next = threads_.next_[phase_ & 1];
     for (;;) {
-        const int64_t begin = next.fetch_add(grain, std::memory_order_relaxed);
+        const int64_t begin = threads_.next_.fetch_add(grain, std::memory_order_relaxed);
         if (begin >= num_units) break;
         const int64_t end = begin + grain < num_units ? begin + grain : num_units;
         for (int64_t unit = begin; unit < end; ++unit) f(unit);
