@@ -1,7 +1,7 @@
 """The settings: one field = one flag = one environment variable = one help text.
 
 `JANUS_DECODER_GRPC_PORT=1`, `python -m services.decoder --grpc-port 1` and `janus serve --decoder-grpc-port 1` say the
-same. A field of `CommonSettings` or `WorkerSettings` may also be set for all services at once (`JANUS_LOG_LEVEL`); the
+same. A field of a class that others stand on may also be set for all of those at once (`JANUS_LOG_LEVEL`); the
 narrower name wins, a flag wins over both. The set of names is an interface, frozen by a test.
 """
 
@@ -81,7 +81,25 @@ class WorkerSettings(CommonSettings):
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes CUDA where there is one")
     weights_dir: Path = Field(REPOSITORY / ".weights", description="folder of the default models")
-    threads: int = Field(0, ge=0, description="threads of one step's arithmetic; 0: what OpenMP finds")
+    threads: int = Field(
+        0, ge=0, description="threads of one step's arithmetic; 0: one a core, of a native step 16 at most"
+    )
+
+
+class NativeSettings(WorkerSettings):
+    """What a worker has that may run its model through the native library."""
+
+    kernel: Literal["auto", "native", "torch"] = Field(
+        "auto",
+        description="what computes on a CPU: native, the library compiled at install, torch, or auto: native where it "
+        "can be",
+    )
+    pin_threads: bool = Field(
+        False, description="whether each of the native library's threads stays on a core of its own"
+    )
+    awake_microseconds: int = Field(
+        100, ge=0, le=1_000_000, description="how long a thread of a native step waits awake for others, then it sleeps"
+    )
 
 
 class GatewaySettings(CommonSettings):
@@ -196,7 +214,7 @@ def _named_folders(models: str, weights_dir: Path) -> list[tuple[str, Path]]:
     return named
 
 
-class DecoderSettings(WorkerSettings):
+class DecoderSettings(NativeSettings):
     """A worker for models that look only forward."""
 
     side: ClassVar[str] = "decoder"
