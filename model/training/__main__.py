@@ -49,9 +49,9 @@ def train(recipe: Recipe, base: Path, *, device: str = "auto", state: Path | Non
     if not isinstance(model, EncoderModel | CausalLanguageModel):
         raise ValueError(f"{base}: a {checkpoint.architecture} is not trained here")
     objective = new_objective(recipe, checkpoint.tokenizer())
-    training, validation = split(
-        [example for path in recipe.data for example in objective.read(path)], recipe.validation.ratio, recipe.seed
-    )
+    first, *others = (objective.read(path) for path in recipe.data)
+    training, validation = split(first, recipe.validation.ratio, recipe.seed)
+    training += [example for part in others for example in part]
     if recipe.validation.data is not None:
         validation = objective.read(recipe.validation.data)
     if not training or not validation:

@@ -28,7 +28,8 @@ class Optimization:
     """AdamW and its course: the rate rises over the first `warmup_ratio` of the steps, then falls to zero.
 
     Units: `batch_tokens` tokens a pass, `num_accumulated` passes a step. A block's rate is `layer_decay` times that of
-    the block above it. `dropout` works where BERT has it: behind each sublayer, and before the head.
+    the block above it. `dropout` works where BERT has it: behind each sublayer, and before the head. What counts in the
+    end is the mean of the weights over the last `averaged_ratio` of the steps (Izmailov et al., 2018).
     """
 
     num_epochs: int
@@ -41,12 +42,13 @@ class Optimization:
     max_gradient_norm: float = 1.0
     num_accumulated: int = 1
     dropout: float = 0.0
+    averaged_ratio: float = 0.0
     precision: Literal["float32", "bf16"] = "float32"
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What is kept aside, a file or a share of the data, and what is read off it.
+    """What is kept aside, a file or a share of the first file of the data, and what is read off it.
 
     With `every_steps`, the weights that did best by `figure` are kept, and training ends when the figure has not
     improved `patience` times; a figure that begins with "-" is one that should be small ("-loss"). The figures of

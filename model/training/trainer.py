@@ -52,6 +52,7 @@ class Trainer(Generic[ExampleT]):
         self._best: dict[str, Tensor] = {}
         self._best_figure = -math.inf
         self._num_worse = 0
+        self._mean: dict[str, Tensor] = {}
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         chance = random.Random(f"{self._recipe.seed}, epoch {epoch}")
@@ -84,8 +85,8 @@ class Trainer(Generic[ExampleT]):
                     self._look(progress.console.print)
                 if state is not None and (self.step % _SAVE_STEPS == 0 or self.step == last):
                     self._save(state)
-        if self._best and (self.step == self.num_steps or self._is_over):
-            _put(self.tuned.parameters, self._best)
+        if self.step == self.num_steps or self._is_over:
+            _put(self.tuned.parameters, self._best or self._standing)
 
     def figures(self, examples: Sequence[ExampleT] | None = None) -> dict[str, float]:
         """What the weights as they are now do with the validation part, or with other examples."""
@@ -102,9 +103,17 @@ class Trainer(Generic[ExampleT]):
         every = self._recipe.validation.every_steps
         return every > 0 and (self.step % every == 0 or self.step == self.num_steps)
 
+    @property
+    def _standing(self) -> dict[str, Tensor]:
+        """What would count if the run ended here: the mean of the weights as far as there is one."""
+        standing = self._mean or self.tuned.parameters
+        return {name: tensor.detach().clone() for name, tensor in standing.items()}
+
     def _look(self, say: Callable[..., None]) -> None:
-        """Keeps the weights if they are the best so far."""
-        figures = self.figures()
+        """Keeps what stands if it is the best so far."""
+        standing = self._standing
+        with self._put_aside(standing):
+            figures = self.figures()
         name = self._recipe.validation.figure.removeprefix("-")
         if name not in figures:
             raise ValueError(f"validation.figure: {name!r} is none of {', '.join(figures)}")
@@ -112,9 +121,19 @@ class Trainer(Generic[ExampleT]):
         say(f"step {self.step}: " + ", ".join(f"{key} {value:.4f}" for key, value in figures.items()), markup=False)
         if figure > self._best_figure:
             self._best_figure, self._num_worse = figure, 0
-            self._best = {key: parameter.detach().clone() for key, parameter in self.tuned.parameters.items()}
+            self._best = standing
         else:
             self._num_worse += 1
+
+    @contextmanager
+    def _put_aside(self, standing: Mapping[str, Tensor]) -> Iterator[None]:
+        """Others in the place of the weights, for as long as figures are taken."""
+        weights = {name: parameter.detach().clone() for name, parameter in self.tuned.parameters.items()}
+        _put(self.tuned.parameters, standing)
+        try:
+            yield
+        finally:
+            _put(self.tuned.parameters, weights)
 
     def _take_step(self) -> None:
         num_passes = self._settings.num_accumulated
@@ -136,6 +155,17 @@ class Trainer(Generic[ExampleT]):
         self._optimizer.step()
         self.losses.append(total)
         self.step += 1
+        self._average()
+
+    def _average(self) -> None:
+        """Takes the weights into their mean, once the last part of the run has begun."""
+        first = self.num_steps - round(self.num_steps * self._settings.averaged_ratio)
+        if self.step <= first:
+            return
+        for name, parameter in self.tuned.parameters.items():
+            weight = parameter.detach()
+            mean = self._mean.setdefault(name, weight.clone())
+            mean += (weight - mean) / (self.step - first)
 
     def _precision(self) -> torch.autocast:
         """Products in bf16 where the recipe says so; weights, norms, losses and the optimizer stay in float32."""
@@ -171,6 +201,7 @@ class Trainer(Generic[ExampleT]):
     def _save(self, path: Path) -> None:
         tensors: dict[str, Tensor] = {f"weights.{name}": one for name, one in self.tuned.parameters.items()}
         tensors |= {f"best.{name}": one for name, one in self._best.items()}
+        tensors |= {f"mean.{name}": one for name, one in self._mean.items()}
         for name, parameter in self.tuned.parameters.items():
             moments = self._optimizer.state.get(parameter, {})
             tensors |= {f"{moment}.{name}": moments[moment] for moment in _MOMENTS if moment in moments}
@@ -191,6 +222,7 @@ class Trainer(Generic[ExampleT]):
         self._best_figure, self._num_worse = record["best_figure"], record["num_worse"]
         _put(self.tuned.parameters, _under("weights", tensors))
         self._best = {name: tensor.to(self._device) for name, tensor in _under("best", tensors).items()}
+        self._mean = {name: tensor.to(self._device) for name, tensor in _under("mean", tensors).items()}
         for name, parameter in self.tuned.parameters.items():
             moments = {moment: tensors[f"{moment}.{name}"] for moment in _MOMENTS if f"{moment}.{name}" in tensors}
             if moments:

@@ -56,6 +56,37 @@ def test_a_run_that_was_cut_goes_on_as_if_it_was_not(tmp_path: Path, precision: 
     assert whole.figures() == second.figures()
 
 
+def test_what_counts_is_the_mean_of_the_last_weights(tmp_path: Path) -> None:
+    """The steps themselves stay as they are; a run that is cut while it averages has the same mean."""
+    plain = trainer(tmp_path)
+    num_averaged = round(plain.num_steps * 0.4)
+    kept = []
+    for step in range(1, plain.num_steps + 1):
+        plain.run(until_step=step)
+        if step > plain.num_steps - num_averaged:
+            kept.append([weight.detach().clone() for weight in weights(plain)])
+    whole = trainer(tmp_path, averaged_ratio=0.4)
+    whole.run()
+    assert whole.losses == plain.losses
+    for mean, *each in zip(weights(whole), *kept, strict=True):
+        torch.testing.assert_close(mean.detach(), torch.stack(each).mean(dim=0))
+    state = tmp_path / "run.state"
+    trainer(tmp_path, averaged_ratio=0.4).run(state, until_step=whole.num_steps - 2)
+    resumed = trainer(tmp_path, averaged_ratio=0.4)
+    resumed.run(state)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+
+
+def test_the_mean_is_what_is_looked_at(tmp_path: Path) -> None:
+    every = Validation(every_steps=1, figure="-loss")
+    looked = trainer(tmp_path, every, averaged_ratio=0.5)
+    looked.run()
+    plain = trainer(tmp_path, averaged_ratio=0.5)
+    plain.run()
+    assert looked.losses == plain.losses
+    assert looked.figures()["loss"] <= plain.figures()["loss"]
+
+
 def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
     state = tmp_path / "run.state"
     trainer(tmp_path).run(state, until_step=2)
