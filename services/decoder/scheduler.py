@@ -78,8 +78,9 @@ class Scheduler:
         self._max_waiting_tokens = max_waiting_tokens
         self._arrivals = count()
         self._clock = 0
-        # How much of what they might have written the last sequences wrote.
+        # How much of what they might have written the last sequences wrote, and how many have told.
         self._written_ratio = 1.0
+        self._num_written = 0
 
     @property
     def num_waiting_tokens(self) -> int:
@@ -166,7 +167,8 @@ class Scheduler:
         if sequence in self.running:
             self.running.remove(sequence)
             written = sequence.num_output_tokens / sequence.limits.max_tokens
-            self._written_ratio += (written - self._written_ratio) / 8
+            self._num_written += 1
+            self._written_ratio += (written - self._written_ratio) / min(self._num_written, 16)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
         self.block_manager.free(sequence)

@@ -5,8 +5,10 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
+from paged_memory import PagedMemory
 
 from services.common.errors import Cancelled, DeadlineExceeded, Draining, Internal, JanusError, QueueFull
 from services.common.metrics import DecoderMetrics
@@ -55,27 +57,67 @@ class Script:
         return [self.draw(row.sequence) if row.is_caught_up else None for row in batch.rows]
 
 
+class Machine(Script):
+    """A runner with a clock of its own: a step takes 20 ms, and a millisecond for each token."""
+
+    def __init__(self, draw: Callable[[Tokens], int] = lambda s: s.num_output_tokens + 1) -> None:
+        super().__init__(draw)
+        self.seconds = 1.0
+        # What happens during a step, by its number; the engine hears of it before the next.
+        self.during: dict[int, Callable[[], None]] = {}
+
+    def now(self) -> float:
+        return self.seconds
+
+    def execute(self, batch: Batch) -> list[int | None]:
+        self.batches.append([row.num_new_tokens for row in batch.rows])
+        self.during.get(len(self.batches), lambda: None)()
+        self.seconds += 0.020 + 0.001 * batch.num_tokens
+        return [self.draw(row.sequence) if row.is_caught_up else None for row in batch.rows]
+
+
 class House:
     """An engine with its parts at hand."""
 
-    def __init__(self, runner: Script, *, num_blocks: int = 64, max_running: int = 8, max_waiting: int = 100) -> None:
+    def __init__(
+        self,
+        runner: Script,
+        *,
+        num_blocks: int = 64,
+        max_batch_tokens: int = 16,
+        max_running: int = 8,
+        max_waiting: int = 100,
+    ) -> None:
         self.blocks = BlockManager(num_blocks, 4)
         self.scheduler = Scheduler(
-            self.blocks, max_batch_tokens=16, max_running=max_running, max_waiting=max_waiting, max_waiting_tokens=9999
+            self.blocks,
+            max_batch_tokens=max_batch_tokens,
+            max_running=max_running,
+            max_waiting=max_waiting,
+            max_waiting_tokens=9999,
         )
         self.runner = runner
         self.metrics = DecoderMetrics()
-        self.engine = Engine(self.scheduler, runner, self.metrics, "model", step_seconds=0.1)
+        now = runner.now if isinstance(runner, Machine) else time.monotonic
+        self.engine = Engine(self.scheduler, runner, self.metrics, "model", step_seconds=0.1, now=now)
+
+    def sample(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(f"janus_{name}", {"model": "model", **labels})
 
     async def until(self, name: str, value: float) -> None:
         """Waits for a metric to have a value, a few seconds at most."""
         for _ in range(1000):
-            if self.metrics.registry.get_sample_value(f"janus_{name}", {"model": "model"}) == value:
+            if self.sample(name) == value:
                 return
             await asyncio.sleep(0.005)
         raise AssertionError(f"{name} is not {value}")
 
-    def submit(
+    def submit(self, *lengths: int, **asked: Any) -> Generation:
+        generation = self.make(*lengths, **asked)
+        self.engine.submit(generation)
+        return generation
+
+    def make(
         self,
         num_prompt: int = 3,
         max_tokens: int = 5,
@@ -85,9 +127,7 @@ class House:
     ) -> Generation:
         made = Limits(max_tokens, stop_ids=frozenset({STOP}), **limits)
         sequence = Tokens([1] * num_prompt + list(given), num_prompt, made)
-        generation = Generation(sequence, TextStream(Words(), stops))
-        self.engine.submit(generation)
-        return generation
+        return Generation(sequence, TextStream(Words(), stops))
 
 
 @asynccontextmanager
@@ -199,6 +239,90 @@ async def test_the_queue_refuses_and_the_deadline_drops() -> None:
             assert isinstance((await read(generation))[-1], Ended)
 
 
+async def test_a_long_prompt_never_stalls_streams() -> None:
+    """Steps grow to the time they may take, and no further."""
+    machine = Machine()
+    async with house(machine, num_blocks=4000, max_batch_tokens=2048, max_running=9) as h:
+        prompt = h.make(num_prompt=3000, max_tokens=1)
+        machine.during[10] = lambda: h.engine.submit(prompt)
+        streams = [h.submit(max_tokens=400) for _ in range(8)]
+        assert isinstance((await read(prompt))[-1], Ended)
+        await asyncio.gather(*(read(stream) for stream in streams))
+    cut = [sum(batch) for batch in machine.batches if len(batch) == 9]
+    assert all(batch.count(1) == 8 for batch in machine.batches if len(batch) == 9)
+    assert max(cut) <= 100, "what 0.12 s are enough for"
+    assert sorted(cut)[len(cut) // 2] == pytest.approx(80, abs=8)
+    assert len(cut) < 50
+
+
+async def test_a_prompt_that_stalls_nobody_is_not_cut() -> None:
+    machine = Machine()
+    async with house(machine, num_blocks=4000, max_batch_tokens=2048) as h:
+        await read(h.submit(num_prompt=1500, max_tokens=1))
+    assert machine.batches == [[1500]]
+
+
+async def test_a_refusal_says_how_long_the_queue_takes() -> None:
+    """The last ones wrote a tenth of what they might have, and so do those that wait."""
+    machine = Machine(lambda s: STOP if s.num_output_tokens == 19 else 1)
+    async with house(machine, num_blocks=4000, max_running=4, max_waiting=20) as h:
+        generations = [h.make(num_prompt=5, max_tokens=200) for _ in range(40)]
+        refused = h.make(num_prompt=5, max_tokens=200)
+        filled: list[float] = []
+
+        def fill() -> None:
+            filled.append(machine.seconds)
+            for generation in generations[20:]:
+                h.engine.submit(generation)
+            h.engine.submit(refused)
+
+        machine.during[5 * 20] = fill
+        for generation in generations[:20]:
+            h.engine.submit(generation)
+        with pytest.raises(QueueFull) as full:
+            await read(refused)
+        for generation in generations:
+            await read(generation)
+    assert full.value.retry_after_ms is not None
+    waited = machine.seconds - filled[0]
+    assert waited > 1
+    assert 0.8 * waited <= full.value.retry_after_ms / 1000 <= 1.3 * 1.5 * waited
+
+
+async def test_a_deadline_that_can_not_be_met_costs_no_step() -> None:
+    machine = Machine()
+    async with house(machine, num_blocks=4000, max_batch_tokens=512) as h:
+        await read(h.submit(num_prompt=500, max_tokens=1))
+        machine.batches.clear()
+        with pytest.raises(DeadlineExceeded):
+            await read(h.submit(num_prompt=1000, max_tokens=1, deadline=machine.seconds + 0.5))
+        assert machine.batches == []
+        await read(h.submit(num_prompt=1000, max_tokens=1, deadline=machine.seconds + 2))
+
+
+async def test_what_was_found_in_the_cache_is_told_and_counted() -> None:
+    async with house() as h:
+        first, again = [await read(h.submit(num_prompt=10, max_tokens=3)) for _ in range(2)]
+        for events, num_cached in ((first, 0), (again, 8)):
+            started, ended = events[0], events[-1]
+            assert isinstance(started, Started)
+            assert isinstance(ended, Ended)
+            assert started.num_cached_tokens == ended.num_cached_tokens == num_cached
+        assert h.sample("prefix_cache_queries_total") == 20
+        assert h.sample("prefix_cache_hits_total") == 8
+        await h.until("kv_cache_usage_ratio", 0)
+        states = {state: h.sample("kv_cache_blocks", state=state) for state in ("used", "cached", "free")}
+        assert states == {"used": 0, "cached": 3, "free": 61}
+
+
+async def test_who_made_room_goes_on_and_is_counted() -> None:
+    async with house(num_blocks=10) as h:
+        generations = [h.submit(num_prompt=6, max_tokens=20) for _ in range(3)]
+        for events in await asyncio.gather(*(read(generation) for generation in generations)):
+            assert [e.token_ids[0] for e in events if isinstance(e, Delta)] == list(range(1, 21))
+        assert (h.sample("preemptions_total") or 0) > 0
+
+
 async def test_a_drain_refuses_the_new_and_keeps_the_old() -> None:
     async with house() as h:
         running = h.submit(max_tokens=100)
@@ -277,11 +401,30 @@ async def test_a_reader_that_takes_nothing_is_cancelled(monkeypatch: pytest.Monk
             await read(generation)
 
 
+class Reader(Script):
+    """A runner whose cache reads back, and which fails when told to."""
+
+    def __init__(self, block_size: int, draw: Callable[[Tokens], int]) -> None:
+        super().__init__(draw)
+        self.memory = PagedMemory(block_size, draw)
+        self.misread: list[AssertionError] = []
+
+    def execute(self, batch: Batch) -> list[int | None]:
+        super().execute(batch)
+        try:
+            return self.memory.execute(batch)
+        except AssertionError as error:
+            self.misread.append(error)
+            raise
+
+
+@pytest.mark.parametrize("num_blocks", [16, 64])
 @pytest.mark.parametrize("seed", range(6))
-async def test_every_request_ends_exactly_once(seed: int) -> None:
+async def test_every_request_ends_exactly_once(seed: int, num_blocks: int) -> None:
     """Random arrivals, lengths, cancels, failures and given tokens; one terminal event each, no block lost."""
     chance = random.Random(seed)
-    async with house(Script(lambda s: chance.choice([1, 2, 3, STOP])), num_blocks=24, max_waiting=12) as h:
+    reader = Reader(4, lambda s: chance.choice([1, 2, 3, STOP]))
+    async with house(reader, num_blocks=num_blocks, max_waiting=12) as h:
 
         async def one() -> str:
             await asyncio.sleep(chance.random() * 0.05)
@@ -309,4 +452,6 @@ async def test_every_request_ends_exactly_once(seed: int) -> None:
             h.runner.fails = False
 
         outcomes, _ = await asyncio.gather(asyncio.gather(*(one() for _ in range(60))), trouble())
+    assert reader.misread == []
     assert set(outcomes) <= {"ended", "cancelled", "internal", "queue_full"}
+    assert outcomes.count("ended") > 0

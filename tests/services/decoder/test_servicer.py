@@ -10,6 +10,7 @@ import pytest
 import small_models
 
 from janus.v1 import common_pb2, decoder_pb2, decoder_pb2_grpc, models_pb2, models_pb2_grpc, streams_pb2
+from services.common.call_metadata import CACHE_NAMESPACE, PRIORITY
 from services.common.errors import JanusError
 from services.common.grpc_server import start_server
 from services.common.metrics import DecoderMetrics
@@ -44,14 +45,18 @@ class House:
         raise AssertionError(f"{name} is {self.sample(name)}, not {value}")
 
     async def generate(
-        self, prompt: str | list[int] = "w5 w9 w11", model: str = "", **options: object
+        self,
+        prompt: str | list[int] = "w5 w9 w11",
+        model: str = "",
+        metadata: tuple[tuple[str, str], ...] = (),
+        **options: object,
     ) -> list[streams_pb2.StreamEvent]:
         request = decoder_pb2.GenerateRequest(model=model, options=decoder_pb2.GenerationOptions(**options))
         if isinstance(prompt, str):
             request.text = prompt
         else:
             request.token_ids.ids.extend(prompt)
-        return [response.event async for response in self.decoder.Generate(request)]
+        return [response.event async for response in self.decoder.Generate(request, metadata=metadata)]
 
     async def chat(self, *said: tuple[str, str], **options: object) -> list[streams_pb2.StreamEvent]:
         messages = [decoder_pb2.ChatMessage(role=role, content=content) for role, content in said]
@@ -137,6 +142,34 @@ async def test_text_and_token_ids_and_chat_are_one_way(house: House) -> None:
     assert token_ids(by_text) == token_ids(by_ids) == token_ids(by_chat)
     assert text(by_text) == text(by_ids) == text(by_chat)
     assert list(by_text[0].started.prompt_token_ids) == []
+
+
+async def test_a_prompt_that_came_before_is_found_in_its_namespace_alone(house: House) -> None:
+    prompt, options = list(range(1, 42)), {"max_tokens": 4, "temperature": 0, "ignore_eos": True}
+    answers = []
+    for namespace, num_cached in (("a", 0), ("a", 40), ("b", 0), ("", 0), ("b", 40)):
+        metadata = ((CACHE_NAMESPACE, namespace),)
+        answers.append(await house.generate(prompt, metadata=metadata, **options))
+        assert answers[-1][-1].ended.usage.cached_tokens == num_cached
+    assert all(token_ids(answer) == token_ids(answers[0]) for answer in answers)
+    assert house.sample("prompt_tokens_total") == 5 * 41
+    assert house.sample("prompt_cached_tokens_total") == house.sample("prefix_cache_hits_total") == 80
+    assert house.sample("prefix_cache_queries_total") == 5 * 41
+
+
+@pytest.mark.parametrize("said", ["x", "1.5", "101", "-101"])
+async def test_a_priority_that_is_none(house: House, said: str) -> None:
+    error = await refusal(house.generate(metadata=((PRIORITY, said),)))
+    assert (error.code, error.param) == ("invalid_request", "priority")
+
+
+async def test_a_priority_goes_with_its_sequence(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, seen = house.door.open().engine, []
+    submit = engine.submit
+    monkeypatch.setattr(engine, "submit", lambda made: (seen.append(made.sequence.priority), submit(made)))
+    for metadata in ((), ((PRIORITY, "-100"),), ((PRIORITY, "7"),)):
+        await house.generate(metadata=metadata)
+    assert seen == [0, -100, 7]
 
 
 async def test_a_drawn_seed_is_told_and_repeats_the_answer(house: House) -> None:
