@@ -86,12 +86,12 @@ def build(target: Path | None = None, work: Path = WORK, *, flags: Sequence[str]
     Raises: BuildError.
     """
     target = target or FOLDER
-    compiler = _compiler()
+    cxx = compiler()
     every = (*FLAGS, *flags)
     work.mkdir(parents=True, exist_ok=True)
     with _alone(work), ThreadPoolExecutor(_num_jobs()) as pool:
-        compiled = _compiled_variants(compiler, pool)
-        objects = list(_objects(work, compiler, every, compiled))
+        compiled = _compiled_variants(cxx, pool)
+        objects = list(_objects(work, cxx, every, compiled))
         stale = [each for each in objects if not each.is_fresh()]
         warnings = WARNINGS if is_strict else ()
         list(pool.map(lambda each: each.compile(warnings), stale))  # the longest, variants, first
@@ -101,7 +101,7 @@ def build(target: Path | None = None, work: Path = WORK, *, flags: Sequence[str]
             target.mkdir(parents=True, exist_ok=True)
             new = library.with_suffix(f".{os.getpid()}.new")
             # A library that a process has loaded is replaced, never written over.
-            _run([*compiler, *every, "-shared", "-o", str(new), *(str(each.path) for each in objects)], "link")
+            _run([*cxx, *every, "-shared", "-o", str(new), *(str(each.path) for each in objects)], "link")
             new.replace(library)
     (target / REASON).unlink(missing_ok=True)
     return library
@@ -127,18 +127,18 @@ def headers() -> list[Path]:
     return sorted(FOLDER.glob("*.h"))
 
 
-def _objects(work: Path, compiler: Sequence[str], flags: Sequence[str], variants: Sequence[str]) -> Iterator[_Object]:
+def _objects(work: Path, cxx: Sequence[str], flags: Sequence[str], variants: Sequence[str]) -> Iterator[_Object]:
     of_variants = FOLDER / "variant.cpp"
     for name in variants:
         own = (f"-DJANUS_VARIANT={name}", *(f"-m{each}" for each in VARIANTS[name]))
         quiet = _QUIET if "avx512f" in VARIANTS[name] else ()
-        command = (*compiler, *flags, *own, *quiet, "-c", str(of_variants))
+        command = (*cxx, *flags, *own, *quiet, "-c", str(of_variants))
         yield _Object(of_variants, work / f"variant.{name}.o", command)
     for source in sources():
         if source != of_variants:
             # dispatch.cpp offers the variants by this list.
             own = (f"-DJANUS_VARIANTS={_offers(variants)}",) if source.name == "dispatch.cpp" else ()
-            yield _Object(source, work / f"{source.stem}.o", (*compiler, *flags, *own, "-c", str(source)))
+            yield _Object(source, work / f"{source.stem}.o", (*cxx, *flags, *own, "-c", str(source)))
 
 
 def _offers(variants: Iterable[str]) -> str:
@@ -150,21 +150,22 @@ def _is_supported(instruction_sets: Iterable[str]) -> str:
     return " && ".join(f'__builtin_cpu_supports("{each}")' for each in instruction_sets) or "true"
 
 
-def _compiled_variants(compiler: Sequence[str], pool: ThreadPoolExecutor) -> list[str]:
+def _compiled_variants(cxx: Sequence[str], pool: ThreadPoolExecutor) -> list[str]:
     """The variants for this kind of machine that the compiler knows."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return ["portable"]
-    is_known = pool.map(lambda name: _knows(compiler, name), VARIANTS)
+    is_known = pool.map(lambda name: _knows(cxx, name), VARIANTS)
     return [name for name, known in zip(VARIANTS, is_known, strict=True) if known]
 
 
-def _knows(compiler: Sequence[str], variant: str) -> bool:
-    command = [*compiler, *(f"-m{each}" for each in VARIANTS[variant]), "-fsyntax-only", "-x", "c++", "-"]
+def _knows(cxx: Sequence[str], variant: str) -> bool:
+    command = [*cxx, *(f"-m{each}" for each in VARIANTS[variant]), "-fsyntax-only", "-x", "c++", "-"]
     program = f"int main() {{ return {_is_supported(VARIANTS[variant])}; }}"
     return subprocess.run(command, input=program, text=True, capture_output=True, check=False).returncode == 0
 
 
-def _compiler() -> list[str]:
+def compiler() -> list[str]:
+    """The words that a command of the compiler begins with. Raises: BuildError."""
     named = os.environ.get("CXX")
     found = shlex.split(named) if named else next(([c] for c in ("g++", "c++", "clang++") if shutil.which(c)), None)
     if not found:

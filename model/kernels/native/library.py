@@ -16,9 +16,6 @@ from typing import Any
 from model.errors import NativeLibraryError
 from model.kernels.native import build
 
-MOST_THREADS = 16
-"""Of a set that nobody has sized: more gain nothing for the next token of a small model."""
-
 
 @dataclass(frozen=True, slots=True)
 class ThreadPlan:
@@ -45,7 +42,7 @@ class NativeLibrary:
         if variant and variant not in names:
             raise NativeLibraryError(f"kernel variant {variant!r}: this machine can run {', '.join(names)}")
         self.variant = variant or names[0]
-        self.plan = ThreadPlan(max(1, min(MOST_THREADS, len(os.sched_getaffinity(0)))))
+        self.plan = ThreadPlan(len(os.sched_getaffinity(0)))
         self._threads: int | None = None
         self._lock = threading.Lock()
         os.register_at_fork(after_in_child=self._forget_threads)
