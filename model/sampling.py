@@ -1,25 +1,46 @@
-"""The sampler: a pure function of a row's logits, its parameters and (seed, choice, position in the output).
+"""The sampler: a pure function of a row's scores, its parameters, the tokens so far and (seed, choice, position).
 
-No generator keeps state, so neither the batch nor the worker that a token is drawn in can change it. Filters apply in
-the order temperature, top-k, min-p, top-p, each over what the one before left.
+No generator keeps state, so neither the batch nor the worker that a token is drawn in can change it. In this order:
+
+    scores ── penalties ── bias ── what may not be drawn ── temperature ── top-k ── min-p ── top-p ── one draw
+      └── log probabilities, of the model's own distribution
+
+Each filter is over what the one before left. Equal scores are ordered by token id, also where a filter cuts among them.
+Here it is written out with torch, a row at a time; `model.kernels.native.sampler` draws the same tokens.
 """
 
+import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from model.errors import StepError
+
+LEAST_LOGPROB = -9999.0
+"""Stands for the logarithm of no chance at all, which JSON can't hold."""
 # Enough candidates for nearly every nucleus; a row that needs more is sorted whole.
 _NUM_CANDIDATES = 256
 _MASK_64 = (1 << 64) - 1
+
+TokenMask = NDArray[numpy.uint32]
+"""Which tokens may be drawn: token t by bit t % 32 of word t // 32."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one choice is drawn. Temperature 0 takes the likeliest token; top_k 0 and min_p 0 are off.
 
-    `stop_ids` can't be drawn before the output has `min_tokens`.
+    `repetition_penalty` divides a score above 0, and multiplies one below, of every token of the prompt and the output;
+    of those in the output alone, `presence_penalty` is taken off once and `frequency_penalty` for each time.
+    `logit_bias` is added to the scores of its tokens. `stop_ids` can't be drawn before the output has `min_tokens`;
+    `allowed`, where it is there, names the only tokens that ever may. `top_logprobs` asks for the log probability of
+    what is drawn, and of so many of the likeliest beside it.
     """
 
     temperature: float
@@ -30,25 +51,92 @@ class SamplingParams:
     choice: int = 0
     min_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed: TokenMask | None = field(default=None, compare=False)
+    top_logprobs: int | None = None
+
+    @property
+    def has_penalties(self) -> bool:
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    def banned_ids(self, position: int) -> tuple[int, ...]:
+        """What can't be drawn yet."""
+        return self.stop_ids if position < self.min_tokens else ()
+
+    def needs_scores(self, position: int) -> bool:
+        """Whether a draw takes more than the likeliest token of the model's own scores."""
+        return (
+            self.temperature > 0
+            or self.top_logprobs is not None
+            or self.has_penalties
+            or bool(self.logit_bias)
+            or self.allowed is not None
+            or bool(self.banned_ids(position))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SampledRow:
+    """What the next token of a sequence is drawn by: parameters, all tokens so far, and what a grammar allows next.
+
+    With `given` that token stands there already, and only its log probabilities are wanted.
+    """
+
+    params: SamplingParams
+    token_ids: Sequence[int]
+    num_prompt_tokens: int
+    grammar: TokenMask | None = None
+    given: int | None = None
+
+    @property
+    def position(self) -> int:
+        """Of the token, in the output, from 0."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def needs_scores(self) -> bool:
+        return self.grammar is not None or self.given is not None or self.params.needs_scores(self.position)
+
+    @property
+    def chance(self) -> float:
+        """The number in [0, 1) that this token is drawn with."""
+        return uniform(self.params.seed, self.params.choice, self.position)
+
+    @property
+    def allowed(self) -> TokenMask | None:
+        """What parameters and grammar allow."""
+        if self.grammar is None or self.params.allowed is None:
+            return self.params.allowed if self.grammar is None else self.grammar
+        return self.grammar & self.params.allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A token; where asked for, its log probability and the likeliest tokens with theirs, the likeliest first.
+
+    They are of the scores as the model gave them, before penalties, bias and temperature.
+    """
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 class Sampler:
     """Draws one token a row."""
 
-    def __call__(self, logits_LV: Tensor, params: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
-        """The next token of each row; `positions` counts each row's output tokens from 0.
+    def __call__(self, scores_LV: Tensor, rows: Sequence[SampledRow]) -> list[Draw]:
+        """The next token of each row.
 
-        Shape: `[L, V]` -> L ids. Mutates: `logits_LV`, where stop tokens come too early.
+        Raises: StepError for a row without a largest score, or in which no token may be drawn.
         """
-        assert logits_LV.shape[0] == len(params) == len(positions)
-        for row, (p, position) in enumerate(zip(params, positions, strict=True)):
-            if position < p.min_tokens and p.stop_ids:
-                logits_LV[row, list(p.stop_ids)] = -torch.inf
-        tokens: list[int] = logits_LV.argmax(dim=1).tolist()
-        for row, (p, position) in enumerate(zip(params, positions, strict=True)):
-            if p.temperature > 0:
-                tokens[row] = _draw(logits_LV[row], p, uniform(p.seed, p.choice, position))
-        return tokens
+        assert scores_LV.shape[0] == len(rows)
+        return [
+            _draw(scores_V, row, number) for number, (scores_V, row) in enumerate(zip(scores_LV, rows, strict=True))
+        ]
 
 
 def uniform(seed: int, choice: int, position: int) -> float:
@@ -59,54 +147,105 @@ def uniform(seed: int, choice: int, position: int) -> float:
     return (state >> 11) / (1 << 53)
 
 
+def token_mask(token_ids: Sequence[int], vocabulary_size: int) -> TokenMask:
+    """The mask that allows these tokens alone."""
+    mask = numpy.zeros(-(-vocabulary_size // 32), numpy.uint32)
+    ids = numpy.asarray(token_ids, numpy.int64)
+    numpy.bitwise_or.at(mask, ids // 32, numpy.uint32(1) << (ids % 32).astype(numpy.uint32))
+    return mask
+
+
+def no_numbers(row: int) -> StepError:
+    return StepError(f"row {row} of the scores has no largest number")
+
+
+def none_allowed(row: int) -> StepError:
+    return StepError(f"no token may be drawn in row {row}")
+
+
 def _mix(z: int) -> int:
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _MASK_64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB & _MASK_64
     return z ^ (z >> 31)
 
 
-def _draw(logits_V: Tensor, p: SamplingParams, chance: float) -> int:
-    """Inverse transform sampling over the candidates, likeliest first and the lower id first among equals."""
-    # The likeliest at 0, so that no temperature, however small, overflows.
-    scaled_V = (logits_V.double() - logits_V.max()) / p.temperature
-    log_total = torch.logsumexp(scaled_V, dim=0)
-    if 0 < p.top_k < len(scaled_V):
-        log_total = torch.logsumexp(torch.topk(scaled_V, p.top_k).values, dim=0)
-    probabilities_K, ids_K = _candidates(scaled_V, log_total, p)
-    kept = _num_kept(probabilities_K, p)
-    cumulative = probabilities_K[:kept].cumsum(dim=0)
-    index = int(torch.searchsorted(cumulative, chance * float(cumulative[-1]), right=True))
-    return int(ids_K[min(index, kept - 1)])
+def _draw(scores_V: Tensor, row: SampledRow, number: int) -> Draw:
+    scores_V = scores_V.float()
+    if bool(scores_V.isnan().any()) or not math.isfinite(scores_V.max()):
+        raise no_numbers(number)
+    if row.given is not None:
+        return _told(row.given, scores_V, row.params.top_logprobs)
+    adjusted_V = _adjusted(scores_V, row)
+    if adjusted_V.max() == -math.inf:
+        raise none_allowed(number)
+    token = int(_likeliest(adjusted_V, 1)) if row.params.temperature == 0 else _drawn(adjusted_V, row)
+    return _told(token, scores_V, row.params.top_logprobs)
 
 
-def _candidates(scaled_V: Tensor, log_total: Tensor, p: SamplingParams) -> tuple[Tensor, Tensor]:
-    """The tokens that may be drawn, in order, with their probabilities."""
-    limit = p.top_k if 0 < p.top_k < len(scaled_V) else len(scaled_V)
-    ids_K = _likeliest(scaled_V, min(limit, _NUM_CANDIDATES))
-    probabilities_K = (scaled_V[ids_K] - log_total).exp()
-    covers_top_p = p.min_p == 0 and float(probabilities_K.sum()) >= p.top_p
-    covers_min_p = float(probabilities_K[-1]) < p.min_p * float(probabilities_K[0])
-    if len(ids_K) < limit and not covers_top_p and not covers_min_p:
-        ids_K = _likeliest(scaled_V, limit)
-        probabilities_K = (scaled_V[ids_K] - log_total).exp()
-    return probabilities_K, ids_K
+def _told(token: int, scores_V: Tensor, num_top: int | None) -> Draw:
+    if num_top is None:
+        return Draw(token)
+    logprobs_V = scores_V.double().log_softmax(dim=0).clamp(min=LEAST_LOGPROB)
+    top = [int(each) for each in _likeliest(scores_V, min(num_top, len(scores_V)))] if num_top else []
+    return Draw(token, float(logprobs_V[token]), tuple((each, float(logprobs_V[each])) for each in top))
 
 
-def _likeliest(scaled_V: Tensor, count: int) -> Tensor:
-    """The ids of the largest entries, the lower id first among equals, also where the cut falls among equals."""
-    threshold = torch.topk(scaled_V, count).values[-1]
-    ids_K = (scaled_V >= threshold).nonzero().flatten()
-    return ids_K[scaled_V[ids_K].sort(descending=True, stable=True).indices[:count]]
+def _adjusted(scores_V: Tensor, row: SampledRow) -> Tensor:
+    """The scores after penalties and bias; minus infinity where a token may not be drawn."""
+    p = row.params
+    adjusted_V = scores_V.clone()
+
+    def of(values: Any, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=scores_V.device)
+
+    if p.has_penalties:
+        seen = of(sorted(set(row.token_ids)), torch.int64)
+        x = adjusted_V[seen]
+        adjusted_V[seen] = torch.where(x > 0, x / p.repetition_penalty, x * p.repetition_penalty)
+        counts = Counter(row.token_ids[row.num_prompt_tokens :])
+        penalties = of(list(counts.values())) * p.frequency_penalty + p.presence_penalty
+        adjusted_V[of(list(counts), torch.int64)] -= penalties.float()
+    if p.logit_bias:
+        adjusted_V[of([each for each, _ in p.logit_bias], torch.int64)] += of([b for _, b in p.logit_bias]).float()
+    adjusted_V[of(p.banned_ids(row.position), torch.int64)] = -math.inf
+    if row.allowed is not None:
+        bits = numpy.unpackbits(row.allowed.astype("<u4").view(numpy.uint8), bitorder="little")[: len(scores_V)]
+        adjusted_V[of(bits, torch.uint8) == 0] = -math.inf
+    return adjusted_V
 
 
-def _num_kept(probabilities_K: Tensor, p: SamplingParams) -> int:
-    """How many of the candidates min-p and top-p leave: at least one."""
-    kept = len(probabilities_K)
-    if p.min_p > 0:
-        kept = int((probabilities_K >= p.min_p * probabilities_K[0]).sum())
-    if p.top_p < 1:
-        remaining = probabilities_K[:kept]
-        total = remaining.sum() if p.min_p > 0 else 1.0
-        before = remaining.cumsum(dim=0) - remaining
-        kept = int((before < p.top_p * total).sum())
-    return max(kept, 1)
+def _drawn(scores_V: Tensor, row: SampledRow) -> int:
+    """Inverse transform sampling over the candidates, the likeliest first."""
+    p, chance = row.params, row.chance
+    # Weights are shares of the likeliest's, so that no temperature, however small, overflows.
+    weights_V = ((scores_V.double() - scores_V.max()) / p.temperature).exp()
+    has_top_k = 0 < p.top_k < len(scores_V)
+    for count in (p.top_k,) if has_top_k else (_NUM_CANDIDATES, len(scores_V)):
+        ids_K = _likeliest(scores_V, min(count, len(scores_V)))
+        cumulative_K = weights_V[ids_K].cumsum(dim=0)
+        is_all = has_top_k or len(ids_K) < count or count == len(scores_V)
+        mass = float(cumulative_K[-1] if has_top_k else weights_V.sum())
+        kept = len(ids_K)
+        if p.min_p > 0:
+            kept = max(1, int((weights_V[ids_K] >= p.min_p).sum()))
+            if kept == len(ids_K) and not is_all:
+                continue
+            mass = float(cumulative_K[kept - 1])
+        if p.top_p < 1:
+            num_inside = int(torch.searchsorted(cumulative_K[:kept], p.top_p * mass))
+            if num_inside == kept and p.min_p == 0 and not is_all:
+                continue
+            kept = min(num_inside + 1, kept)
+            mass = float(cumulative_K[kept - 1])
+        # Rounding never reaches past the last that adds anything.
+        point = min(chance * mass, math.nextafter(float(cumulative_K[kept - 1]), 0))
+        if p.min_p > 0 or p.top_p < 1 or is_all or chance * mass < float(cumulative_K[-1]):
+            return int(ids_K[torch.searchsorted(cumulative_K[:kept], point, right=True)])
+    raise AssertionError
+
+
+def _likeliest(scores_V: Tensor, count: int) -> Tensor:
+    """The ids of the largest scores that aren't minus infinity, the lower id first among equals, also at the cut."""
+    threshold = torch.topk(scores_V, count).values[-1]
+    ids_K = ((scores_V >= threshold) & (scores_V > -math.inf)).nonzero().flatten()
+    return ids_K[scores_V[ids_K].sort(descending=True, stable=True).indices[:count]]

@@ -6,6 +6,7 @@
 #include "attention.h"
 #include "operations.h"
 #include "rows.h"
+#include "sampling.h"
 #include "weights.h"
 
 namespace janus {
@@ -36,6 +37,9 @@ struct Kernels {
     void (*store)(const AttentionSpec&, const LayerPages&, int64_t slot, const float* key, const float* value);
     void (*attend)(const AttentionSpec&, const LayerPages&, const AttentionUnit&, const AttentionBatch&);
     void (*merge)(const AttentionSpec&, const AttentionBatch&, int row, int head);
+
+    // A token from a row of so many scores.
+    Drawn (*sample)(const SampledRow&, int count, const SamplerRoom&);
 };
 
 // By name, or the best for this machine. Null for a name that isn't one, or that this machine can't run.

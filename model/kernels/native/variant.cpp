@@ -7,6 +7,7 @@
 #include "norm.h"
 #include "tables.h"
 #include "attend.h"
+#include "sample.h"
 
 #include "kernels.h"
 
@@ -17,7 +18,7 @@ namespace janus::JANUS_VARIANT {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    JANUS_NAME(JANUS_VARIANT), product, likeliest, norm, represent, table_row, rotate, store_token, attend, merge,
+    JANUS_NAME(JANUS_VARIANT), product, likeliest, norm, represent, table_row, rotate, store_token, attend, merge, sample,
 };
 
 }  // namespace janus::JANUS_VARIANT
