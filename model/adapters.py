@@ -102,9 +102,9 @@ def linears_of(body: nn.Module) -> dict[str, Linear]:
 def _stack(path: str, module: Linear, adapters: Sequence[Adapter]) -> LowRankAdapters:
     """The factors of all adapters for one Linear; a lower rank, or none, is filled up with zeros."""
     rank = max(adapter.down[path].shape[0] for adapter in adapters if path in adapter.down)
-    out_width, in_width = module.weight.shape
-    down_ARI = module.weight.new_zeros(len(adapters), rank, in_width)
-    up_AOR = module.weight.new_zeros(len(adapters), out_width, rank)
+    out_width, in_width = module.out_width, module.in_width
+    down_ARI = torch.zeros(len(adapters), rank, in_width, dtype=module.dtype, device=module.device)
+    up_AOR = torch.zeros(len(adapters), out_width, rank, dtype=module.dtype, device=module.device)
     for a, adapter in enumerate(adapters):
         if path not in adapter.down:
             continue
@@ -141,7 +141,7 @@ def empty_head(model: EncoderModel, task: str, labels: Sequence[str], *, name: s
         case "fill-mask":
             tokens = model.encoder.embeddings.tokens
             assert isinstance(tokens, Embedding)
-            return MaskedLanguageModel(width, "gelu", LayerNorm(tokens.weight.shape[1], 1e-12), tokens)
+            return MaskedLanguageModel(width, "gelu", LayerNorm(tokens.width, 1e-12), tokens)
         case "question-answering":
             return SpanExtractor(width)
     known = "classify, fill-mask, question-answering"
@@ -180,9 +180,8 @@ def blank_factors(
     down, up = {}, {}
     for path, module in linears_of(body).items():
         if paths is None or path in paths:
-            out_width, in_width = module.weight.shape
-            down[path] = torch.randn(rank, in_width, generator=generator) * in_width**-0.5
-            up[path] = torch.zeros(out_width, rank)
+            down[path] = torch.randn(rank, module.in_width, generator=generator) * module.in_width**-0.5
+            up[path] = torch.zeros(module.out_width, rank)
     return down, up
 
 

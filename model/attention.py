@@ -117,10 +117,9 @@ class MultiHeadAttention(nn.Module):
         return self.attend.kernel.name
 
     def new_cache(self, num_blocks: int, block_size: int) -> LayerCache:
-        """Empty pages, in the dtype and on the device of the weights."""
-        weight = self.project_out.weight
+        """Empty pages, in the dtype of what the products give, on their device."""
         return self.attend.kernel.new_cache(
-            self.attend.spec, num_blocks, block_size, dtype=weight.dtype, device=weight.device
+            self.attend.spec, num_blocks, block_size, dtype=self.project_out.dtype, device=self.project_out.device
         )
 
     def remember(self, memory_UD: Tensor, metadata: AttentionMetadata, memory: Memory, cache: LayerCache) -> None:

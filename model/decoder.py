@@ -55,7 +55,7 @@ class Decoder(nn.Module):
 
     def cache_bytes_per_token(self) -> int:
         """What one token costs in the cache, over all layers."""
-        element_bytes = next(self.parameters()).element_size()
+        element_bytes = self._attentions[0].project_out.dtype.itemsize
         return sum(sum(attention.attend.spec.row_widths[1:]) * element_bytes for attention in self._attentions)
 
     @property

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from model.linear import Linear
 from model.metadata import AttentionMetadata, AttentionSpec
@@ -79,11 +79,7 @@ class ProjectPositions(nn.Module):
         self.terms = terms
 
     def forward(self, rows_JD: Tensor) -> Tensor:
-        segments = [self.source.rows(_SEGMENTS[term]) for term in self.terms]
-        assert self.source.bias is not None
-        return torch.cat(
-            [linear(rows_JD, self.source.weight[rows], self.source.bias[rows]) for rows in segments], dim=1
-        )
+        return torch.cat([self.source.segment(_SEGMENTS[term], rows_JD) for term in self.terms], dim=1)
 
 
 class DisentangledAttend(nn.Module):

@@ -1,22 +1,32 @@
 """What enters the first block: a vector a token, and where the family learns them, one a position and one a segment."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from model.kernels.native.matrix import PackedMatrix
 from model.linear import Linear
 from model.metadata import AttentionMetadata
 
 
 class Embedding(nn.Module):
-    """Row i of a table. Shape: ids `[T]` -> `[T, D]`."""
+    """Row i of a table, which is dense or packed as a Linear's weight is. Shape: ids `[T]` -> `[T, D]`."""
 
     def __init__(self, num_rows: int, width: int) -> None:
         super().__init__()
+        self.width = width
         self.weight = nn.Parameter(torch.empty(num_rows, width))
+        self.packed: PackedMatrix | None = None
+
+    def pack(self, matrices: Sequence[PackedMatrix]) -> None:
+        """Takes the one matrix in the place of the dense table, which is gone. Mutates: this module."""
+        (self.packed,) = matrices
+        del self.weight
 
     def forward(self, ids_T: Tensor) -> Tensor:
-        return embedding(ids_T, self.weight)
+        return embedding(ids_T, self.weight) if self.packed is None else self.packed.rows(ids_T)
 
 
 class LaterRows(Embedding):

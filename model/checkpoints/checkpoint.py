@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from model.kernels.native.matrix import Source
 from model.tokenizer import Tokenizer
 
 
@@ -30,14 +31,31 @@ class Checkpoint(Protocol):
         """The type that most weights are stored in: float32, bfloat16, Q4_1, ..."""
         ...
 
+    @property
+    def unpacked_types(self) -> tuple[str, ...]:
+        """The types of its matrices that have no packed form of their own: `source` gives them as plain numbers."""
+        ...
+
     def names(self) -> frozenset[str]:
         """Every tensor."""
         ...
 
     def shape(self, name: str) -> tuple[int, ...]: ...
 
+    def num_bytes(self, name: str) -> int:
+        """What one tensor takes in the file."""
+        ...
+
     def read(self, name: str) -> Tensor:
         """One tensor, in a float dtype. Raises: CheckpointError for bytes that are not there."""
+        ...
+
+    def source(self, name: str) -> Source:
+        """One matrix as it is stored, to be packed. Raises: CheckpointError for bytes that are not there."""
+        ...
+
+    def release(self) -> None:
+        """Lets go of what was read of a mapped file: whoever asks again reads it again."""
         ...
 
     def tokenizer(self) -> Tokenizer:

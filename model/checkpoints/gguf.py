@@ -1,9 +1,11 @@
 """A GGUF file of a Llama: config, tokenizer, chat template and block-quantised weights in one file."""
 
 import hashlib
+import mmap
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from model.checkpoints.gguf_header import TensorInfo, read_header
 from model.checkpoints.gguf_metadata import GGUFMetadata
 from model.checkpoints.gguf_tokenizer import read_tokenizer
 from model.errors import CheckpointError, UnsupportedArchitecture
+from model.kernels.native.matrix import EXACT, Source
 from model.tokenizer import Tokenizer
 
 _BLOCK_NAMES = {
@@ -39,7 +42,10 @@ _PLAIN_TYPES = {
     GGMLQuantizationType.F16: torch.float16,
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
+_PACKED_TYPES = {"F32", "F16", "BF16", *EXACT}
 _ROPE_FACTORS = "rope_freqs.weight"
+_HEADS = {"q": "num_attention_heads", "k": "num_key_value_heads"}
+_STRIDE_BYTES = 1 << 24
 
 
 class GGUFCheckpoint:
@@ -69,7 +75,11 @@ class GGUFCheckpoint:
 
     @cached_property
     def digest(self) -> str:
-        return hashlib.sha256(self._file).hexdigest()
+        sums = hashlib.sha256()
+        for begin in range(0, len(self._file), _STRIDE_BYTES):
+            sums.update(memoryview(self._file)[begin : begin + _STRIDE_BYTES])
+            self.release()
+        return sums.hexdigest()
 
     @cached_property
     def weight_type(self) -> str:
@@ -78,11 +88,19 @@ class GGUFCheckpoint:
         plain = _PLAIN_TYPES.get(most_common)
         return str(plain).removeprefix("torch.") if plain else most_common.name
 
+    @property
+    def unpacked_types(self) -> tuple[str, ...]:
+        types = {info.block_type.name for info in self._infos.values() if len(info.shape) > 1}
+        return tuple(sorted(types - _PACKED_TYPES))
+
     def names(self) -> frozenset[str]:
         return frozenset(self._infos)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._info(name).shape
+
+    def num_bytes(self, name: str) -> int:
+        return self._info(name).num_bytes
 
     def blocks(self, name: str) -> tuple[TensorInfo, memoryview]:
         """A tensor as it lies in the file: its type, its shape and its bytes, in llama.cpp's order of rows."""
@@ -92,15 +110,36 @@ class GGUFCheckpoint:
     def read(self, name: str) -> Tensor:
         info, raw = self.blocks(name)
         tensor = self._values(name, info, raw).reshape(info.shape)
-        if match := re.fullmatch(r"model\.layers\.\d+\.self_attn\.([qk])_proj\.(weight|bias)", name):
-            num_heads = self.config["num_attention_heads" if match[1] == "q" else "num_key_value_heads"]
-            if info.shape[0] % (2 * num_heads):
-                raise CheckpointError(f"{self.path}: {name}: {info.shape[0]} rows are not {num_heads} heads of pairs")
-            return _unpermuted(tensor, num_heads)
-        return tensor
+        num_heads = self._num_permuted_heads(name)
+        return tensor if num_heads is None else _unpermuted(tensor, num_heads)
+
+    def source(self, name: str) -> Source:
+        info, raw = self.blocks(name)
+        num_rows, num_columns = info.shape
+        num_heads = self._num_permuted_heads(name)
+        order = None if num_heads is None else _unpermuted(torch.arange(num_rows), num_heads)
+        if info.block_type.name in _PACKED_TYPES:
+            return Source(raw, info.block_type.name, num_rows, num_columns, order)
+        plain = Source.of(self._values(name, info, raw).reshape(info.shape))
+        if plain.is_exact_in_bf16() and isinstance(plain.content, Tensor):
+            plain = Source.of(plain.content.to(torch.bfloat16))
+        return replace(plain, order=order)
+
+    def release(self) -> None:
+        self._file.madvise(mmap.MADV_DONTNEED)
 
     def tokenizer(self) -> Tokenizer:
         return read_tokenizer(self._metadata)
+
+    def _num_permuted_heads(self, name: str) -> int | None:
+        """How many heads' rows the converter has interleaved in a tensor; None where it left them as they were."""
+        match = re.fullmatch(r"model\.layers\.\d+\.self_attn\.([qk])_proj\.(weight|bias)", name)
+        if match is None:
+            return None
+        num_rows, num_heads = self.shape(name)[0], self.config[_HEADS[match[1]]]
+        if num_rows % (2 * num_heads):
+            raise CheckpointError(f"{self.path}: {name}: {num_rows} rows are not {num_heads} heads of pairs")
+        return int(num_heads)
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self._infos:

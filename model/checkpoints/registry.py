@@ -1,15 +1,17 @@
 """From a checkpoint on disk to a family's model with every weight in place."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from model.checkpoints.checkpoint import Checkpoint
 from model.checkpoints.gguf import GGUFCheckpoint
+from model.checkpoints.packing import Packing
+from model.checkpoints.places import Place, dense_places, packed_places, without_memory
 from model.checkpoints.safetensors import SafetensorsCheckpoint
 from model.errors import CheckpointError, UnsupportedArchitecture
 from model.families import (
@@ -25,7 +27,6 @@ from model.families import (
     roberta,
 )
 from model.families.weight_map import Target, WeightMap
-from model.linear import Linear
 
 FAMILIES: dict[str, ModuleType] = {
     architecture: family
@@ -45,12 +46,23 @@ def open_checkpoint(path: Path) -> Checkpoint:
     raise CheckpointError(f"{path}: a checkpoint is a Hugging Face folder or a .gguf file")
 
 
-def load(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def load(
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    packing: Packing | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> nn.Module:
     """The checkpoint's model, ready for inference.
 
+    With a packing, for a CPU in float32 alone, Linears and tables of tokens and positions hold packed matrices, and
+    nothing holds a dense copy beside them. `on_progress` is told how many bytes of how many are in their place.
+
     Raises: UnsupportedArchitecture; CheckpointError for a config that can't be served, for a model that no memory is
-    there for, and for tensors that are missing, unexpected or of another shape.
+    there for, and for tensors that are missing, unexpected or of another shape; NativeLibraryError, if it packs.
     """
+    assert packing is None or (device.type, dtype) == ("cpu", torch.float32)
     family = FAMILIES.get(checkpoint.architecture)
     if family is None:
         raise UnsupportedArchitecture(
@@ -58,12 +70,18 @@ def load(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) ->
             f"served: {', '.join(sorted(FAMILIES))}"
         )
     architecture = _architecture(checkpoint, family)
-    with torch.device(device), _default_dtype(dtype):
+    weight_map = family.weights(checkpoint.config, architecture)
+    no_memory = f"{checkpoint.path}: no memory for a model of its config's sizes"
+    with torch.device(device), _default_dtype(dtype), without_memory() if packing else nullcontext():
         try:
             model: nn.Module = family.build(checkpoint.config, architecture, device)
         except RuntimeError as error:  # torch has no narrower one for a CPU that is out of memory
-            raise CheckpointError(f"{checkpoint.path}: no memory for a model of its config's sizes: {error}") from error
-    _fill(model, checkpoint, family.weights(checkpoint.config, architecture))
+            raise CheckpointError(f"{no_memory}: {error}") from error
+    places = packed_places(model, packing, device) if packing else dense_places(model)
+    try:
+        _fill(places, checkpoint, weight_map, on_progress)
+    except MemoryError as error:
+        raise CheckpointError(f"{no_memory}: {error}") from error
     return model.eval().requires_grad_(False)
 
 
@@ -91,11 +109,17 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _fill(model: nn.Module, checkpoint: Checkpoint, weight_map: WeightMap) -> None:
-    """Copies every tensor into its place, and proves that each place was filled once. Mutates: `model`."""
-    places = _places(model)
+def _fill(
+    places: dict[str, Place],
+    checkpoint: Checkpoint,
+    weight_map: WeightMap,
+    on_progress: Callable[[int, int], None] | None,
+) -> None:
+    """Brings every tensor into its place, and proves that each place was filled once. Mutates: `places`, the model."""
     unexpected = []
-    for name in sorted(checkpoint.names()):
+    sizes = {name: checkpoint.num_bytes(name) for name in sorted(checkpoint.names())}
+    num_done, num_all = 0, sum(sizes.values())
+    for name, num_bytes in sizes.items():
         target = weight_map.target(name)
         place = places.pop(target.place, None) if target else None
         if target is not None and place is not None:
@@ -103,39 +127,27 @@ def _fill(model: nn.Module, checkpoint: Checkpoint, weight_map: WeightMap) -> No
             for other in [key for key in places if key.startswith(f"{target.place}[")]:
                 del places[other]
             places.pop(target.parameter, None)
-            _copy(place, checkpoint, name, target)
+            _check_shape(place, checkpoint, name, target)
+            place.fill(checkpoint, name, is_transposed=target.is_transposed)
+            checkpoint.release()
         elif not weight_map.is_ignored(name):
             unexpected.append(name)
+        num_done += num_bytes
+        if on_progress is not None:
+            on_progress(num_done, num_all)
     if unexpected:
         raise CheckpointError(f"{checkpoint.path}: unexpected tensors: {_listed(unexpected)}")
     if places:
         raise CheckpointError(f"{checkpoint.path}: no tensor in the checkpoint fills {_listed(list(places))}")
 
 
-def _places(model: nn.Module) -> dict[str, Tensor]:
-    """Each parameter under its first name, and each row segment of a Linear: `...project_in.weight[query]`."""
-    places: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for path, module in model.named_modules():
-        for name, parameter in module.named_parameters(prefix=path, recurse=False):
-            if id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            places[name] = parameter.data
-            if isinstance(module, Linear) and "" not in module.segments:
-                places |= {f"{name}[{segment}]": parameter.data[module.rows(segment)] for segment in module.segments}
-    return places
-
-
-def _copy(place: Tensor, checkpoint: Checkpoint, name: str, target: Target) -> None:
+def _check_shape(place: Place, checkpoint: Checkpoint, name: str, target: Target) -> None:
     shape = checkpoint.shape(name)
-    expected = tuple(reversed(place.shape)) if target.is_transposed else tuple(place.shape)
+    expected = tuple(reversed(place.shape)) if target.is_transposed else place.shape
     if shape != expected:
         raise CheckpointError(
             f"{checkpoint.path}: {name} has shape {list(shape)}, the config asks for {list(expected)}"
         )
-    tensor = checkpoint.read(name)
-    place.copy_(tensor.T if target.is_transposed else tensor)
 
 
 def _listed(names: list[str]) -> str:

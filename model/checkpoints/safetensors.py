@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
@@ -12,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.errors import CheckpointError
+from model.kernels.native.matrix import Source
 from model.tokenizer import Tokenizer
 
 _TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
@@ -89,11 +92,21 @@ class SafetensorsCheckpoint:
         most_common = types.most_common(1)[0][0]
         return _TYPES.get(most_common, most_common)
 
+    @property
+    def unpacked_types(self) -> tuple[str, ...]:
+        slices = [file.get_slice(name) for name, (file, _) in self._files.items()]
+        return ("F64",) if any(s.get_dtype() == "F64" and len(s.get_shape()) > 1 for s in slices) else ()
+
     def names(self) -> frozenset[str]:
         return frozenset(self._files)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._place(name)[0].get_slice(name).get_shape())
+
+    def num_bytes(self, name: str) -> int:
+        dtype = self._place(name)[0].get_slice(name).get_dtype()
+        bits = re.search(r"\d+", dtype)
+        return math.prod(self.shape(name)) * int(bits[0] if bits else 8) // 8
 
     def read(self, name: str) -> Tensor:
         file, path = self._place(name)
@@ -104,6 +117,12 @@ class SafetensorsCheckpoint:
         if not tensor.is_floating_point():
             raise CheckpointError(f"{path}: {name} holds {str(tensor.dtype).removeprefix('torch.')}, not floats")
         return tensor
+
+    def source(self, name: str) -> Source:
+        return Source.of(self.read(name))
+
+    def release(self) -> None:
+        """Nothing: the library that maps the files lets go of them as a whole, with this checkpoint."""
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.from_file(

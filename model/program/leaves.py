@@ -35,8 +35,8 @@ def _same(_: nn.Module, width: int) -> int:
 
 
 _LEAVES: Mapping[type[nn.Module], Leaf] = {
-    Embedding: Leaf(lambda table, _: table.weight.shape[1]),
-    Linear: Leaf(lambda linear, _: sum(linear.segments.values())),
+    Embedding: Leaf(lambda table, _: table.width),
+    Linear: Leaf(lambda linear, _: linear.out_width),
     LayerNorm: Leaf(_same),
     RMSNorm: Leaf(_same),
     Rotary: Leaf(_same),

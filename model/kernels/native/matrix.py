@@ -118,6 +118,10 @@ class Source:
     def num_outputs(self) -> int:
         return self.num_rows if self.order is None else len(self.order)
 
+    def transposed(self) -> "Source":
+        """The other way around: of a dense one, for a checkpoint that stores its matrices input by input."""
+        return replace(self, num_rows=self.num_columns, num_columns=self.num_rows, is_transposed=not self.is_transposed)
+
     def taking(self, rows: slice) -> "Source":
         """Some of its outputs alone."""
         order = torch.arange(self.num_rows) if self.order is None else self.order
