@@ -25,6 +25,7 @@ COPY deploy/docker/healthcheck.py ./
 COPY proto proto
 COPY services/__init__.py services/
 COPY services/common services/common
+COPY services/exchange services/exchange
 COPY services/gateway services/gateway
 RUN python -m compileall -q --invalidation-mode unchecked-hash .
 ENV PATH=/opt/janus/venv/bin:$PATH \

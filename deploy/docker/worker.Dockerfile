@@ -37,6 +37,7 @@ COPY proto proto
 COPY model model
 COPY services/__init__.py services/
 COPY services/common services/common
+COPY services/exchange services/exchange
 COPY services/encoder services/encoder
 COPY services/decoder services/decoder
 RUN python -m compileall -q --invalidation-mode unchecked-hash .

@@ -57,14 +57,19 @@ class Service:
     register: Callable[[Any, grpc.aio.Server], None]
     """The stubs' `add_<Service>Servicer_to_server`."""
     servicer: object
+    drain: Callable[[], None] = lambda: None
+    """Called when the server drains: an rpc without an end of its own would hold it up to its timeout."""
 
 
 class GrpcServer:
     """A running server; `port` is the one in force."""
 
-    def __init__(self, server: grpc.aio.Server, health_servicer: HealthServicer, port: int):
+    def __init__(
+        self, server: grpc.aio.Server, health_servicer: HealthServicer, services: Sequence[Service], port: int
+    ) -> None:
         self._server = server
         self._health = health_servicer
+        self._services = services
         self.port = port
 
     async def set_serving(self, is_serving: bool = True) -> None:
@@ -74,6 +79,8 @@ class GrpcServer:
     async def drain(self, timeout_seconds: float) -> None:
         """NOT_SERVING for good, GOAWAY, let running rpcs end; what still runs after the timeout is cancelled."""
         self._health.drain()
+        for service in self._services:
+            service.drain()
         await self._server.stop(timeout_seconds)
 
 
@@ -103,7 +110,7 @@ async def start_server(
     except RuntimeError:
         raise PortTaken(setting, host, port, "it was taken a moment ago") from None
     await server.start()
-    return GrpcServer(server, health_servicer, bound)
+    return GrpcServer(server, health_servicer, services, bound)
 
 
 def _add_reflection(server: grpc.aio.Server, names: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from services.common.worker_server import serve_worker
 from services.decoder.servicer import DecoderServicer, ModelServicer, WorkerDoor
 from services.decoder.tokenizer_servicer import TokenizerServicer
 from services.decoder.worker import DecoderWorker
+from services.exchange.server import exchange_service
 
 
 async def serve(settings: DecoderSettings, drain: asyncio.Event) -> None:
@@ -28,7 +29,7 @@ async def serve(settings: DecoderSettings, drain: asyncio.Event) -> None:
 
 def services_behind(door: WorkerDoor, metrics: DecoderMetrics) -> list[Service]:
     """What the worker's gRPC port answers, apart from health and reflection."""
-    return [
+    services = [
         Service(
             decoder_pb2.DESCRIPTOR.services_by_name["DecoderService"],
             decoder_pb2_grpc.add_DecoderServiceServicer_to_server,
@@ -45,3 +46,4 @@ def services_behind(door: WorkerDoor, metrics: DecoderMetrics) -> list[Service]:
             TokenizerServicer(door),
         ),
     ]
+    return [*services, exchange_service(services, metrics)]

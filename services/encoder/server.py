@@ -10,6 +10,7 @@ from services.common.worker_server import serve_worker
 from services.encoder.servicer import EncoderServicer, ModelServicer, WorkerDoor
 from services.encoder.tokenizer_servicer import TokenizerServicer
 from services.encoder.worker import EncoderWorker
+from services.exchange.server import exchange_service
 
 
 async def serve(settings: EncoderSettings, drain: asyncio.Event) -> None:
@@ -28,7 +29,7 @@ async def serve(settings: EncoderSettings, drain: asyncio.Event) -> None:
 
 def services_behind(door: WorkerDoor, metrics: EncoderMetrics) -> list[Service]:
     """What the worker's gRPC port answers, apart from health and reflection."""
-    return [
+    services = [
         Service(
             encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"],
             encoder_pb2_grpc.add_EncoderServiceServicer_to_server,
@@ -45,3 +46,4 @@ def services_behind(door: WorkerDoor, metrics: EncoderMetrics) -> list[Service]:
             TokenizerServicer(door),
         ),
     ]
+    return [*services, exchange_service(services, metrics)]

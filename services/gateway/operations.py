@@ -25,7 +25,7 @@ from services.gateway.methods import (
 from services.gateway.request_context import RequestContext
 from services.gateway.router import Router
 from services.gateway.validation import validate
-from services.gateway.worker_client import RPC_FAILURES, WorkerClient, rpc_failure
+from services.gateway.worker_client import WorkerClient
 
 # Callers are not told apart, so all share one cache.
 _NAMESPACE: Final = "everyone"
@@ -69,7 +69,7 @@ class Operations:
         method = METHODS[type(request)]
 
         async def ask(worker: WorkerClient) -> EventStream:
-            call = worker.stream(method)(request, **_call_options(context))
+            call = worker.stream(method, request, **_call_options(context))
             stream = EventStream(call, context, self._admit(worker, request.model))
             try:
                 await stream.open()
@@ -93,9 +93,7 @@ class Operations:
         async def ask(worker: WorkerClient) -> Any:
             release = self._admit(worker, request.model)
             try:
-                return await worker.unary(method)(request, **_call_options(context))
-            except RPC_FAILURES as error:
-                raise rpc_failure(error) from None
+                return await worker.ask(method, request, **_call_options(context))
             finally:
                 release()
 
@@ -142,4 +140,4 @@ class Operations:
 
 def _call_options(context: RequestContext) -> dict[str, Any]:
     metadata = (("x-request-id", context.request_id), (CACHE_NAMESPACE, _NAMESPACE))
-    return {"timeout": context.remaining_seconds, "metadata": metadata}
+    return {"timeout_seconds": context.remaining_seconds, "metadata": metadata}

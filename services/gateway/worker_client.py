@@ -7,6 +7,9 @@
 Health is watched, not polled. A worker that says SERVING is believed only after it answered once; a new watch asks
 again, since behind the same target there may be another process. Reconnecting backs off to one second at most: gRPC's
 own two minutes would outlast any restart.
+
+Requests with one answer go over the exchange, but for large ones and for a worker that has none; generations have an
+rpc each.
 """
 
 import asyncio
@@ -23,6 +26,7 @@ from services.common.errors import Cancelled, JanusError, WorkerLost
 from services.common.grpc_server import CHANNEL_OPTIONS
 from services.common.logging import get_logger
 from services.common.rpc_status import from_rpc_error
+from services.exchange.client import Exchange, NotExchanged
 from services.gateway.methods import METHODS, SERVICE_OF_KIND, Method, WorkerKind
 
 _CHANNEL_OPTIONS = [
@@ -34,9 +38,12 @@ _CHANNEL_OPTIONS = [
 _WATCH_AGAIN_SECONDS = 0.2
 _ASK_AGAIN_SECONDS = 1.0
 _FIRST_ANSWER_SECONDS = 30.0
+# A larger request would hold up those that come after it.
+_MOST_EXCHANGED_BYTES = 64 * 1024
 _log = get_logger(__name__)
 
 
+Metadata = tuple[tuple[str, str], ...]
 RPC_FAILURES = (grpc.aio.AioRpcError, asyncio.CancelledError)
 
 
@@ -80,6 +87,8 @@ class WorkerClient:
         self.generation = 0
         self._channel = grpc.aio.insecure_channel(target, _CHANNEL_OPTIONS)
         self._callables: dict[Method, Any] = {}
+        self._exchange = Exchange(self._channel)
+        self._has_exchange = True
         self._on_change: Callable[[WorkerClient], None] | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -92,24 +101,43 @@ class WorkerClient:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
+        await self._exchange.close()
         await self._channel.close()
 
-    def unary(self, method: Method) -> grpc.aio.UnaryUnaryMultiCallable[Any, Any]:
-        made: grpc.aio.UnaryUnaryMultiCallable[Any, Any] = self._callable(method, self._channel.unary_unary)
-        return made
+    async def ask(self, method: Method, request: Message, *, timeout_seconds: float, metadata: Metadata) -> Any:
+        """The answer to a request that has one.
 
-    def stream(self, method: Method) -> grpc.aio.UnaryStreamMultiCallable[Any, Any]:
-        made: grpc.aio.UnaryStreamMultiCallable[Any, Any] = self._callable(method, self._channel.unary_stream)
-        return made
+        Raises: JanusError, what the worker answered, or WorkerLost when it is gone.
+        """
+        message = request.SerializeToString()
+        if self._has_exchange and len(message) <= _MOST_EXCHANGED_BYTES:
+            try:
+                answer = await self._exchange.ask(
+                    method.path, message, timeout_seconds=timeout_seconds, metadata=dict(metadata)
+                )
+                return method.response.FromString(answer)
+            except NotExchanged:
+                self._has_exchange = False
+        ask = self._callable(method, self._channel.unary_unary)
+        try:
+            return await ask(message, timeout=timeout_seconds, metadata=metadata)
+        except RPC_FAILURES as error:
+            raise rpc_failure(error) from None
+
+    def stream(
+        self, method: Method, request: Message, *, timeout_seconds: float, metadata: Metadata
+    ) -> grpc.aio.UnaryStreamCall[Any, Any]:
+        """The events of a generation, which begins."""
+        ask = self._callable(method, self._channel.unary_stream)
+        call: grpc.aio.UnaryStreamCall[Any, Any] = ask(
+            request.SerializeToString(), timeout=timeout_seconds, metadata=metadata
+        )
+        return call
 
     def _callable(self, method: Method, make: Callable[..., Any]) -> Any:
-        """Made once: a channel registers each of them."""
+        """Made once: a channel registers each of them. Requests are given as bytes."""
         if method not in self._callables:
-            self._callables[method] = make(
-                method.path,
-                request_serializer=method.request.SerializeToString,
-                response_deserializer=method.response.FromString,
-            )
+            self._callables[method] = make(method.path, response_deserializer=method.response.FromString)
         return self._callables[method]
 
     def serves(self, model_id: str) -> bool:
@@ -155,6 +183,7 @@ class WorkerClient:
 
     async def _answer_once(self) -> None:
         """Raises _FirstAnswerFailed when the worker can't list its models or answer the smallest request."""
+        self._has_exchange = True  # it may be another process than the one that had none
         try:
             listed = await models_pb2_grpc.ModelServiceStub(self._channel).ListModels(
                 models_pb2.ListModelsRequest(), timeout=_FIRST_ANSWER_SECONDS
@@ -162,8 +191,8 @@ class WorkerClient:
             self.models = {model.id: model for model in listed.models}
             for model in listed.models:
                 await self._ask_something_small(model)
-        except RPC_FAILURES as error:
-            failure = rpc_failure(error)
+        except (*RPC_FAILURES, JanusError) as error:
+            failure = error if isinstance(error, JanusError) else rpc_failure(error)
             if not isinstance(failure, JanusError):
                 raise
             raise _FirstAnswerFailed(f"serves, but its first answer failed: {failure.code}") from None
@@ -175,9 +204,9 @@ class WorkerClient:
         method = METHODS[type(request)]
         metadata = (("x-request-id", f"first-answer-{self.generation + 1}"),)
         if method.worker_kind != "decoder":
-            await self.unary(method)(request, timeout=_FIRST_ANSWER_SECONDS, metadata=metadata)
+            await self.ask(method, request, timeout_seconds=_FIRST_ANSWER_SECONDS, metadata=metadata)
             return
-        call = self.stream(method)(request, timeout=_FIRST_ANSWER_SECONDS, metadata=metadata)
+        call = self.stream(method, request, timeout_seconds=_FIRST_ANSWER_SECONDS, metadata=metadata)
         while await call.read() is not grpc.aio.EOF:
             pass
 

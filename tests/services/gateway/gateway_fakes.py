@@ -26,6 +26,7 @@ from janus.v1 import (
 from services.common.errors import JanusError
 from services.common.grpc_server import GrpcServer, Service, start_server
 from services.common.metrics import ServiceMetrics
+from services.exchange.server import CallContext, exchange_service
 
 ENCODER_MODEL = models_pb2.Model(
     id="acme/minilm",
@@ -65,8 +66,9 @@ class FakeWorker(
 ):
     """A worker of either kind; the attributes are its script."""
 
-    def __init__(self, kind: str, models: list[models_pb2.Model] | None = None) -> None:
+    def __init__(self, kind: str, models: list[models_pb2.Model] | None = None, *, has_exchange: bool = True) -> None:
         self.kind = kind
+        self.has_exchange = has_exchange
         self.models = models or [ENCODER_MODEL if kind == "encoder" else DECODER_MODEL]
         self.failure: JanusError | Exception | None = None
         self.failure_after_tokens: int | None = None
@@ -76,6 +78,7 @@ class FakeWorker(
         # Requests of callers; the gateway's own first ones are counted apart.
         self.requests: list[Any] = []
         self.request_ids: list[str] = []
+        self.num_exchanged = 0
         self.first_requests: list[Any] = []
         self.num_cancelled = 0
         self.num_running = 0
@@ -115,9 +118,10 @@ class FakeWorker(
             tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server,
             self,
         )
-        self._server = await start_server(
-            [own, models, tokenizer], host="127.0.0.1", port=self.port, setting="FAKE", metrics=ServiceMetrics()
-        )
+        metrics, services = ServiceMetrics(), [own, models, tokenizer]
+        if self.has_exchange:
+            services.append(exchange_service(services, metrics))
+        self._server = await start_server(services, host="127.0.0.1", port=self.port, setting="FAKE", metrics=metrics)
         self.port = self._server.port
         await self.set_serving(is_serving)
 
@@ -207,6 +211,7 @@ class FakeWorker(
             return True
         self.requests.append(request)
         self.request_ids.append(request_id)
+        self.num_exchanged += isinstance(context, CallContext)
         if self.answer_seconds:
             await asyncio.sleep(self.answer_seconds)
         if self.failure is not None and self.failure_after_tokens is None:
@@ -223,11 +228,15 @@ def _usage(prompt_tokens: int, completion_tokens: int, truncated: bool = False) 
     )
 
 
-async def _serve(kind: str, port: int, token_seconds: float) -> None:
+async def _serve(kind: str, port: int, seconds: float) -> None:
+    """`seconds` are those of a token, or of an answer."""
     worker = FakeWorker(kind)
     worker.port = port
     worker.words = ["token "] * 1000
-    worker.token_seconds = token_seconds
+    if kind == "encoder":
+        worker.answer_seconds = seconds
+    else:
+        worker.token_seconds = seconds
     await worker.start()
     print("serving", flush=True)
     await asyncio.Event().wait()

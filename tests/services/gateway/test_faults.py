@@ -23,17 +23,19 @@ FAKES = Path(__file__).with_name("gateway_fakes.py")
 
 
 class WorkerProcess:
-    """A decoder worker that can be killed as no server in this process can."""
+    """A worker that can be killed as no server in this process can; a token or an answer takes it `seconds`."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "decoder", seconds: float = 0.02) -> None:
+        self._script = (kind, str(seconds))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self._child: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        kind, seconds = self._script
         self._child = subprocess.Popen(
-            [sys.executable, str(FAKES), "decoder", str(self.port), "0.02"],
+            [sys.executable, str(FAKES), kind, str(self.port), seconds],
             stdout=subprocess.DEVNULL,
             cwd=FAKES.parents[3],
         )
@@ -281,3 +283,21 @@ async def test_a_model_of_the_other_kind_does_not_serve_the_task(house):
     response = await house.http.post("/v1/embeddings", json={"input": "a", "model": DECODER_MODEL.id})
     assert response.status_code == 400
     assert (response.json()["error"]["code"], response.json()["error"]["param"]) == ("task_not_supported", "model")
+
+
+async def test_a_worker_that_is_killed_with_many_requests_in_flight(start_house: StartHouse):
+    worker = WorkerProcess("encoder", seconds=60)
+    worker.start()
+    house = await start_house(is_ready=False, encoder_targets=f"127.0.0.1:{worker.port}")
+    await house.decoder.set_serving()
+    await until_ready(house.http, seconds=20)
+    asking = [asyncio.create_task(house.http.post("/v1/embeddings", json={"input": "a"})) for _ in range(30)]
+    client = house.gateway.router.workers[0]
+    await until(lambda: client.num_running == 30)
+    worker.kill()
+    answers = await asyncio.gather(*asking)
+    assert [(answer.status_code, answer.json()["error"]["code"]) for answer in answers] == [(503, "worker_lost")] * 30
+    assert all(answer.headers["retry-after-ms"] == "1000" for answer in answers)
+    await house.until_metric(30, "janus_requests_total", code="worker_lost", task="embeddings")
+    await until(lambda: client.state is WorkerState.LOST)
+    assert client.num_running == 0
