@@ -23,7 +23,7 @@ def body_of(model: Trainable) -> nn.Module:
 class TunedModel:
     """A model, a head, and the parameters that are trained, by name.
 
-    Raises: ValueError for patterns that no Linear has the path of.
+    Raises: ValueError for patterns that no Linear has the path of, or a start that does something else or is missing.
     """
 
     def __init__(self, model: Trainable, recipe: Recipe, *, task: str, labels: tuple[str, ...]) -> None:
@@ -48,6 +48,9 @@ class TunedModel:
         self.parameters = self._trained()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
+        self._start = {
+            name: parameter.detach().clone() for name, parameter in self.parameters.items() if tuning.start_share
+        }
         self._before = {
             path: linears[path].weight.detach().clone()
             for path in self._paths
@@ -58,6 +61,8 @@ class TunedModel:
         """The adapter that the recipe goes on from. Raises: ValueError for one that does something else."""
         tuning = self._recipe.tuning
         if tuning.start is None:
+            if tuning.start_share:
+                raise ValueError("tuning.start_share is a share of tuning.start, which is missing")
             return None
         adapter = Adapter.load(tuning.start)
         ranks = {len(down_RI) for down_RI in adapter.down.values()}
@@ -88,6 +93,8 @@ class TunedModel:
         """
         for parameter in self.parameters.values():
             parameter.requires_grad_(False)
+        for name, start in self._start.items():
+            self.parameters[name].lerp_(start, self._recipe.tuning.start_share)
         linears = linears_of(body_of(self.model))
         if isinstance(self.model, CausalLanguageModel):
             for module in linears.values():

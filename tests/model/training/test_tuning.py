@@ -51,6 +51,24 @@ def test_an_adapter_is_gone_on_from(tmp_path: Path) -> None:
     assert all(torch.equal(first.parameters[name], one) for name, one in second.parameters.items())
 
 
+def test_what_is_kept_lies_between_the_start_and_what_was_learnt(tmp_path: Path) -> None:
+    first = tuned(tmp_path).finish()
+    assert first is not None
+    first.save(tmp_path / "first", dtype=torch.float32)
+    second = tuned(tmp_path, start=tmp_path / "first", start_share=0.25)
+    with torch.no_grad():
+        for parameter in second.parameters.values():
+            parameter += 1.0
+    kept = second.finish()
+    assert kept is not None
+    for before, after in ((first.up, kept.up), (first.down, kept.down), (first.head, kept.head)):
+        assert before.keys() == after.keys()
+        for name, tensor in after.items():
+            torch.testing.assert_close(tensor, before[name] + 0.75)
+    with pytest.raises(ValueError, match=r"a share of tuning\.start, which is missing"):
+        tuned(tmp_path, start_share=0.25)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
