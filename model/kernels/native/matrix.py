@@ -185,11 +185,13 @@ class PackedMatrix:
         return self._values(ids, len(ids))
 
     def _values(self, ids: Tensor | None, num_rows: int) -> Tensor:
+        library = _library()
         values = torch.empty(num_rows, self.shape[1])
         address = None if ids is None else ids.data_ptr()
-        # By the caller alone: the threads belong to who loads, and to who runs a step.
-        status = _library().functions.janus_unpack(
-            None, ctypes.byref(self.struct), address, num_rows, values.data_ptr()
+        # A few rows are there before other threads would be awake.
+        threads = library.threads if ids is None else None
+        status = library.functions.janus_unpack(
+            threads, ctypes.byref(self.struct), address, num_rows, values.data_ptr()
         )
         if status:
             raise IndexError(f"a row beyond the {self.shape[0]} of a packed matrix")
@@ -197,7 +199,7 @@ class PackedMatrix:
 
 
 def product(matrices: Sequence[PackedMatrix], bias_O: Tensor | None, x_TI: Tensor) -> Tensor:
-    """One matrix' outputs after another's, on the threads of the process: one caller at a time.
+    """One matrix' outputs after another's, on the threads of the process.
 
     Shape: x `[T, I]`, bias `[O]` -> `[T, O]`, float32. Raises: MemoryError.
     """

@@ -212,10 +212,20 @@ void read_dense(Type type, const uint8_t* from, int n, float* values) {
 void read_group(const Source& source, int first_output, int num_outputs, int g, int n, Group& values) {
     const Block block = block_of(source.type);
     if (source.is_transposed) {
+        const int64_t first_row = source.row(first_output);
+        bool are_neighbours = true;
+        for (int i = 0; i < num_outputs; ++i)
+            are_neighbours = are_neighbours && source.row(first_output + i) == first_row + i;
         for (int k = 0; k < n; ++k) {
             const uint8_t* inputs = source.bytes + (int64_t(g) * kGroupInputs + k) * source.num_rows * block.bytes;
-            for (int i = 0; i < num_outputs; ++i)
-                read_dense(source.type, inputs + source.row(first_output + i) * block.bytes, 1, &values[i][k]);
+            float line[kTileOutputs];
+            if (are_neighbours) {
+                read_dense(source.type, inputs + first_row * block.bytes, num_outputs, line);
+            } else {
+                for (int i = 0; i < num_outputs; ++i)
+                    read_dense(source.type, inputs + source.row(first_output + i) * block.bytes, 1, line + i);
+            }
+            for (int i = 0; i < num_outputs; ++i) values[i][k] = line[i];
         }
         return;
     }

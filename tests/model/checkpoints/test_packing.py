@@ -3,6 +3,7 @@
 import gc
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gguf.constants import GGMLQuantizationType
 from gguf.quants import quantize
 from torch import Tensor, nn
 
+from model.adapters import Adapter, blank_factors, give_factors
 from model.checkpoints.packing import PACKINGS, Packing
 from model.checkpoints.registry import load, open_checkpoint
 from model.embeddings import Embedding
@@ -146,6 +148,34 @@ def test_a_packed_model_has_a_cache_of_float32(tmp_path: Path) -> None:
     assert one.decoder.cache_bytes_per_token() == other.decoder.cache_bytes_per_token()
     assert one.decoder.blocks[0].attention.project_out.dtype == torch.float32
     one.decoder.new_cache(2, 16)
+
+
+def test_a_packed_model_takes_adapters(tmp_path: Path) -> None:
+    path = saved(tmp_path, "llama")
+    generator = torch.Generator().manual_seed(0)
+    one, other = packed(path, "float32"), dense(path)
+    down, up = blank_factors(other.decoder, 4, generator)
+    up = {path: torch.randn(factor.shape, generator=generator) * 0.1 for path, factor in up.items()}
+    adapter = Adapter("words", (), down, up, {})
+    plain = logits(one)
+    metadata = AttentionMetadata.pack([9], adapters=[1])
+    changed = []
+    for model in (one, other):
+        give_factors(model.decoder, [adapter])
+        with torch.inference_mode():
+            changed.append(model(torch.arange(3, 12), metadata))
+    assert distance(changed[0], changed[1]) < 1e-5
+    assert distance(changed[0], plain) > 0.1
+
+
+def test_the_default_file_is_ready_in_two_seconds() -> None:
+    """Of a processor's time, with its tokenizer and its digest."""
+    started = time.process_time()
+    checkpoint = open_checkpoint(SMOLLM2)
+    checkpoint.tokenizer()
+    load(checkpoint, device=CPU, dtype=torch.float32, packing="as_stored")
+    assert checkpoint.digest
+    assert time.process_time() - started < 2
 
 
 def test_an_encoder_may_be_packed_too(tmp_path: Path) -> None:

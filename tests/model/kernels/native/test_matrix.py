@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -97,6 +98,8 @@ def test_dense_values_are_kept_or_rounded_once(dtype: torch.dtype, shape: tuple[
         assert_same_bits(packed.unpack(), expected)
         assert_same_bits(packed.rows(order[:3]), expected[order[:3]])
         assert_same_bits(PackedMatrix(source.taking(slice(0, 1)), layout, Arena()).unpack(), expected[:1])
+        shuffled = replace(source, order=order)
+        assert_same_bits(PackedMatrix(shuffled, layout, Arena()).unpack(), expected[order])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
