@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class _Object:
     command: tuple[str, ...]
 
     def is_fresh(self) -> bool:
-        """Made by this very command, after the last change of every file that it was made of."""
+        """Made by this very command, begun after the last change of every file that it was made of."""
         try:
             is_same = self._record.read_text() == shlex.join(self.command)
             made_of = shlex.split(self._dependencies.read_text().replace("\\\n", " ").partition(":")[2])
@@ -68,7 +69,9 @@ class _Object:
     def compile(self, more_flags: Sequence[str]) -> None:
         self._record.unlink(missing_ok=True)
         outputs = ("-MMD", "-MF", str(self._dependencies), "-o", str(self.path))
+        begun = time.time_ns()
         _run([*self.command, *more_flags, *outputs], f"compile {self.path.stem.replace('.', ' for ')}")
+        os.utime(self.path, ns=(begun, begun))  # a file that was changed meanwhile is newer
         self._record.write_text(shlex.join(self.command))
 
     @property

@@ -163,7 +163,7 @@ inline double weigh_all(const float* scores, int count, const float* largest, co
     const double least = weighing.largest - 64.0 / weighing.scale;
     D sums = set(0.0);
     for (int begin = 0; begin < count; begin += kScoreBlock) {
-        if (!(double(largest[begin / kScoreBlock]) > least)) continue;
+        if (!(double(largest[begin / kScoreBlock]) >= least)) continue;
         const int end = begin + kScoreBlock < count ? begin + kScoreBlock : count;
         int i = begin;
         for (; i + 8 <= end; i += 8) sums = add(sums, weighing(scores + i));

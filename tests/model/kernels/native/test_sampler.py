@@ -90,7 +90,7 @@ def outcome(sampler: Sampler | NativeSampler, scores_V: Tensor, row: SampledRow)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(data=st.data())
 def test_every_row_is_drawn_as_by_the_plain_sampler(name: str, data: st.DataObject) -> None:
     vocabulary = data.draw(st.sampled_from([1, 3, 31, 64, 65, 517, 5000]))
