@@ -6,6 +6,9 @@
 
 namespace janus::JANUS_VARIANT {
 
+// What there is no number for gets one, so that sums of codes stay what they can be; the scale tells of infinity.
+inline I code(F x) { return round(min(max(x, set(-127.0f)), set(127.0f))); }
+
 // A group of 32: codes are round(x / scale), with the scale that takes the largest to 127.
 inline void quantise_group(const float* x, int8_t* codes, float* scale, float* scaled_sum, int32_t* total) {
     const F first = load(x);
@@ -13,8 +16,8 @@ inline void quantise_group(const float* x, int8_t* codes, float* scale, float* s
     const float peak = largest(max(abs(first), abs(second)));
     const float step = peak / 127.0f;
     const F inverse = set(step > 0.0f ? 127.0f / peak : 0.0f);
-    const I low = round(mul(first, inverse));
-    const I high = round(mul(second, inverse));
+    const I low = code(mul(first, inverse));
+    const I high = code(mul(second, inverse));
     store_bytes(codes, low);
     store_bytes(codes + kLanes, high);
     const int32_t sum_of_codes = sum(add(low, high));
