@@ -107,12 +107,12 @@ def run(folder: Path, seed: int, count: int) -> int:
             if content:
                 random.choice(MUTATIONS)(content, min(end, len(content)), random)
         path.write_bytes(content)
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             use(path, random)
         except CheckpointError:
             num_refused += 1
-        assert time.perf_counter() - started < 5
+        assert time.process_time() - started < 2
     return num_refused
 
 
