@@ -10,10 +10,12 @@ waiting. A figure is the median of the rounds, a ratio the median of the rounds'
 import argparse
 import statistics
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 
 from tests.performance.foreign_load import ForeignLoad
 from tests.performance.our_step import OurStep
-from tests.performance.peers.installed import LlamaCpp, OpenVino, weights
+from tests.performance.peers.installed import OPENVINO_PRECISIONS, LlamaCpp, OpenVino, weights
 from tests.performance.quality import HEADS, Gate, rows_of
 from tests.performance.report import Row, append, table
 from tests.performance.rounds import Ratio, interleaved
@@ -78,9 +80,11 @@ def _steps(kind: str, batch: int, ours: OurStep, llama: LlamaCpp, num_steps: int
     }
     if kind != "Q8_0":
         return _rows(f"{kind}, {batch} streams", contenders, num_rounds, step_tokens=batch)
-    with OpenVino(kind, THREADS) as openvino:
-        openvino.step_speed(batch, PROMPT_TOKENS, 4)
-        contenders["OpenVINO"] = lambda: openvino.step_speed(batch, PROMPT_TOKENS, num_steps)
+    with ExitStack() as stack:
+        for precision in OPENVINO_PRECISIONS:
+            step_speed = stack.enter_context(OpenVino(kind, THREADS, precision=precision).loaded())
+            step_speed(batch, PROMPT_TOKENS, 4)
+            contenders[f"OpenVINO {precision}"] = partial(step_speed, batch, PROMPT_TOKENS, num_steps)
         return _rows(f"{kind}, {batch} streams", contenders, num_rounds, step_tokens=batch)
 
 

@@ -76,7 +76,8 @@ class OurStep:
         runner._sampler = recorder
         try:
             num_forced = len(token_ids) - prompt_tokens
-            sequences = _Sequences(self.runner, [token_ids[:prompt_tokens]], max_tokens=num_forced + 1)
+            # Without a temperature the likeliest token is enough, and its scores may never leave the kernel.
+            sequences = _Sequences(self.runner, [token_ids[:prompt_tokens]], max_tokens=num_forced + 1, temperature=1.0)
             sequences.catch_up()
             for token in token_ids[prompt_tokens:]:
                 sequences.force(token)
@@ -93,9 +94,13 @@ class OurStep:
 class _Sequences:
     """Sequences that run together, each in blocks of its own: no prefix is shared, whatever the prompts hold."""
 
-    def __init__(self, runner: Runner, prompts: Items[Items[int]], *, max_tokens: int) -> None:
+    def __init__(
+        self, runner: Runner, prompts: Items[Items[int]], *, max_tokens: int, temperature: float = 0.0
+    ) -> None:
         self._runner = runner
-        params = runner.sampling_params(temperature=0, top_p=1, top_k=0, min_p=0, seed=0, min_tokens=0, stop_ids=())
+        params = runner.sampling_params(
+            temperature=temperature, top_p=1, top_k=0, min_p=0, seed=0, min_tokens=0, stop_ids=()
+        )
         self._all = [Sequence(list(prompt), len(prompt), Limits(max_tokens), params) for prompt in prompts]
         end = 0
         for sequence in self._all:

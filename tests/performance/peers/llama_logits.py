@@ -32,4 +32,4 @@ def main(model_path: str, ids_path: str, logits_path: str, threads: int) -> None
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))

@@ -1,6 +1,6 @@
 """What OpenVINO says after each token of a text, each computed in a step of its own; run in the peers' environment.
 
-    python openvino_logits.py FOLDER TOKEN_IDS.npy LOGITS.npy THREADS
+    python openvino_logits.py FOLDER TOKEN_IDS.npy LOGITS.npy THREADS PRECISION
 
 Shape: ids `[T]` -> logits `[T, V]`. The settings are those of openvino_speed.py.
 """
@@ -11,8 +11,9 @@ import numpy
 import openvino
 
 
-def main(folder: str, ids_path: str, logits_path: str, threads: int) -> None:
-    model = openvino.Core().compile_model(f"{folder}/openvino_model.xml", "CPU", {"INFERENCE_NUM_THREADS": threads})
+def main(folder: str, ids_path: str, logits_path: str, threads: int, precision: str) -> None:
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
+    model = openvino.Core().compile_model(f"{folder}/openvino_model.xml", "CPU", settings)
     request = model.create_infer_request()
     logits = []
     for position, token in enumerate(numpy.load(ids_path).tolist()):
@@ -28,4 +29,4 @@ def main(folder: str, ids_path: str, logits_path: str, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5])

@@ -1,7 +1,8 @@
 """OpenVINO GenAI, loaded once and measured whenever it is asked; run in the peers' environment.
 
-    python openvino_speed.py FOLDER THREADS
+    python openvino_speed.py FOLDER THREADS PRECISION
 
+PRECISION: that of its arithmetic, as OpenVINO names it; `bf16` is what it chooses where the machine has it.
 Each line of standard input is `[batch, prompt_tokens, num_steps]`; the answer is a line with the tokens a second of the
 steps, the first tokens left out.
 """
@@ -14,9 +15,10 @@ import openvino
 import openvino_genai
 
 
-def main(folder: str, threads: int) -> None:
-    # Everything else as it is: it chooses bf16, a cache of 8 bits and activations in groups of 8 bits by itself.
-    pipeline = openvino_genai.LLMPipeline(folder, "CPU", INFERENCE_NUM_THREADS=threads)
+def main(folder: str, threads: int, precision: str) -> None:
+    # Everything else as it is: it chooses a cache of 8 bits and activations of 8 bits in groups by itself.
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
+    pipeline = openvino_genai.LLMPipeline(folder, "CPU", **settings)
     chance = numpy.random.default_rng(0)
     for line in sys.stdin:
         batch, prompt_tokens, num_steps = json.loads(line)
@@ -32,4 +34,4 @@ def main(folder: str, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
