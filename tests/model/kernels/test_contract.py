@@ -2,40 +2,24 @@
 
 import pytest
 import torch
+from attention_oracle import oracle, random_heads
 from torch import Tensor
 
 from model.kernels import AttentionKernel
+from model.kernels.native.attention import NativeKernel
+from model.kernels.native.library import NativeLibrary, native_library
 from model.kernels.portable import PortableKernel
 from model.metadata import AttentionMetadata, AttentionSpec
 
-KERNELS = [PortableKernel()]
+NATIVE_KERNELS = [
+    NativeKernel(NativeLibrary(native_library().path, variant)) for variant in native_library().kernel_names()
+]
+KERNELS: list[AttentionKernel] = [PortableKernel(), *NATIVE_KERNELS]
 CPU = torch.device("cpu")
 HEADS = [(4, 4), (6, 2), (3, 1)]
 # A window and whether there is a bias. The longest sequence has 40 tokens: one window reaches over all of it.
 REACHES = [(None, False), (0, False), (3, False), (60, False), (None, True), (3, True)]
 LONGEST = 40
-
-
-def oracle(q_THE: Tensor, k_UGE: Tensor, v_UGE: Tensor, spec: AttentionSpec, bias_HJ: Tensor | None) -> Tensor:
-    """One sequence: T queries, the last of U keys."""
-    num_queries, num_keys = len(q_THE), len(k_UGE)
-    group = spec.num_query_heads // spec.num_key_value_heads
-    mixed = torch.empty(q_THE.shape, dtype=torch.float64)
-    for h in range(spec.num_query_heads):
-        scores = spec.scale * q_THE[:, h].double() @ k_UGE[:, h // group].double().T
-        for t in range(num_queries):
-            position = num_keys - num_queries + t
-            window = num_keys if spec.window is None else spec.window
-            seen = range(max(position - window, 0), min(position + (0 if spec.is_causal else window) + 1, num_keys))
-            scores_U = scores[t, seen]
-            if bias_HJ is not None:
-                scores_U = scores_U + bias_HJ[h, [bias_HJ.shape[1] // 2 + u - position for u in seen]].double()
-            mixed[t, h] = scores_U.softmax(0) @ v_UGE[seen, h // group].double()
-    return mixed
-
-
-def random_heads(num_tokens: int, num_heads: int, seed: int) -> Tensor:
-    return torch.randn(num_tokens, num_heads, 8, generator=torch.Generator().manual_seed(seed))
 
 
 def random_bias(num_heads: int, longest: int = LONGEST) -> Tensor:
@@ -87,8 +71,14 @@ def test_texts_longer_than_their_windows(
     assert_packed(kernel, lengths, spec_of((2, 1), is_causal=is_causal, window=window), bias)
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
-@pytest.mark.parametrize("block_size", [1, 4, 16])
+@pytest.mark.parametrize(
+    ("kernel", "block_size"),
+    [
+        *((PortableKernel(), block_size) for block_size in (1, 4, 16)),
+        *((kernel, block_size) for kernel in NATIVE_KERNELS for block_size in (16, 32)),
+    ],
+    ids=lambda k: str(getattr(k, "name", k)),
+)
 @pytest.mark.parametrize(
     ("query_lengths", "key_lengths"),
     [([9], [9]), ([3], [20]), ([1, 1, 1], [1, 17, 8]), ([5, 1, 8], [21, 13, 8]), ([1], [40])],
