@@ -12,7 +12,7 @@
 namespace janus::JANUS_VARIANT {
 
 #if defined(__AVX512F__)
-constexpr int kMaxRows = 6;
+constexpr int kMaxRows = 4;
 #elif defined(__AVX2__)
 constexpr int kMaxRows = 2;
 #else
@@ -28,64 +28,78 @@ struct Sums {
     F high[num_rows];
 };
 
+// Codes of 16 inputs, which share a scale of the rows, for the two halves of a tile: exact sums of products.
+template <int num_rows, bool is_four_bit>
+inline void add_codes(const uint8_t* bytes, const int8_t* codes, int64_t width, I* low, I* high) {
+    if constexpr (is_four_bit) {
+        for (int j = 0; j < 2; ++j) {
+            const Codes a = load_codes(bytes + 64 * j);
+            const Codes b = load_codes(bytes + 256 + 64 * j);
+            const Codes a_low = low_nibbles(a);
+            const Codes b_low = low_nibbles(b);
+            const Codes a_high = high_nibbles(a);
+            const Codes b_high = high_nibbles(b);
+            for (int r = 0; r < num_rows; ++r) {
+                const int8_t* inputs = codes + r * width + 8 * j;
+                low[r] = dot<true>(low[r], a_low, inputs);
+                high[r] = dot<true>(high[r], b_low, inputs);
+                low[r] = dot<true>(low[r], a_high, inputs + 4);
+                high[r] = dot<true>(high[r], b_high, inputs + 4);
+            }
+        }
+    } else {
+        for (int j = 0; j < 4; ++j) {
+            const Codes a = load_codes(bytes + 64 * j);
+            const Codes b = load_codes(bytes + 512 + 64 * j);
+            for (int r = 0; r < num_rows; ++r) {
+                const int8_t* inputs = codes + r * width + 4 * j;
+                low[r] = dot<false>(low[r], a, inputs);
+                high[r] = dot<false>(high[r], b, inputs);
+            }
+        }
+    }
+}
+
 template <int num_rows, bool is_four_bit, bool has_minimum>
 inline void quantised_block(const Matrix& matrix, int tile, const Rows& x, int begin, float* y) {
     const uint8_t* bytes = matrix.tile(tile);
     const int num_groups = matrix.num_inputs / kGroupInputs;
     const int64_t width = x.width;
     const int8_t* codes = x.codes + begin * width;
-    const int64_t first_group = int64_t(begin) * num_groups;
+    const int64_t first = int64_t(begin) * num_groups;
     constexpr int kCodeBytes = is_four_bit ? 512 : 1024;
     constexpr int kGroupBytes = kCodeBytes + 64 * (has_minimum ? 2 : 1);
     Sums<num_rows> sums;
     for (int r = 0; r < num_rows; ++r) sums.low[r] = sums.high[r] = zero();
     for (int g = 0; g < num_groups; ++g, bytes += kGroupBytes, codes += kGroupInputs) {
-        I low[num_rows];
-        I high[num_rows];
-        for (int r = 0; r < num_rows; ++r) {
-            const int start = has_minimum ? 0 : -matrix.zero_point * x.totals[first_group + r * num_groups + g];
-            low[r] = high[r] = set(start);
-        }
-        if constexpr (is_four_bit) {
-            for (int j = 0; j < 4; ++j) {
-                const Codes a = load_codes(bytes + 64 * j);
-                const Codes b = load_codes(bytes + 256 + 64 * j);
-                const Codes a_low = low_nibbles(a);
-                const Codes b_low = low_nibbles(b);
-                const Codes a_high = high_nibbles(a);
-                const Codes b_high = high_nibbles(b);
-                for (int r = 0; r < num_rows; ++r) {
-                    const int8_t* inputs = codes + r * width + 8 * j;
-                    low[r] = dot<true>(low[r], a_low, inputs);
-                    high[r] = dot<true>(high[r], b_low, inputs);
-                    low[r] = dot<true>(low[r], a_high, inputs + 4);
-                    high[r] = dot<true>(high[r], b_high, inputs + 4);
-                }
-            }
-        } else {
-            for (int j = 0; j < 8; ++j) {
-                const Codes a = load_codes(bytes + 64 * j);
-                const Codes b = load_codes(bytes + 512 + 64 * j);
-                for (int r = 0; r < num_rows; ++r) {
-                    const int8_t* inputs = codes + r * width + 4 * j;
-                    low[r] = dot<false>(low[r], a, inputs);
-                    high[r] = dot<false>(high[r], b, inputs);
-                }
-            }
-        }
         const uint16_t* scales = reinterpret_cast<const uint16_t*>(bytes + kCodeBytes);
+        Sums<num_rows> group;
+        for (int i = 0; i < kGroupScales; ++i) {
+            I low[num_rows];
+            I high[num_rows];
+            for (int r = 0; r < num_rows; ++r) {
+                const int64_t at = (first + r * num_groups + g) * kGroupScales + i;
+                low[r] = high[r] = set(has_minimum ? 0 : -matrix.zero_point * x.totals[at]);
+            }
+            add_codes<num_rows, is_four_bit>(bytes + i * (kCodeBytes / 2 / kGroupScales), codes + i * kScaleInputs, width,
+                                             low, high);
+            for (int r = 0; r < num_rows; ++r) {
+                const F scale = set(x.scales[(first + r * num_groups + g) * kGroupScales + i]);
+                group.low[r] = i ? fma(to_float(low[r]), scale, group.low[r]) : mul(to_float(low[r]), scale);
+                group.high[r] = i ? fma(to_float(high[r]), scale, group.high[r]) : mul(to_float(high[r]), scale);
+            }
+        }
         const F low_scale = from_halves(scales);
         const F high_scale = from_halves(scales + kLanes);
         for (int r = 0; r < num_rows; ++r) {
-            const F scale = set(x.scales[first_group + r * num_groups + g]);
-            sums.low[r] = fma(to_float(low[r]), mul(low_scale, scale), sums.low[r]);
-            sums.high[r] = fma(to_float(high[r]), mul(high_scale, scale), sums.high[r]);
+            sums.low[r] = fma(group.low[r], low_scale, sums.low[r]);
+            sums.high[r] = fma(group.high[r], high_scale, sums.high[r]);
         }
         if constexpr (has_minimum) {
             const F low_minimum = from_halves(scales + 2 * kLanes);
             const F high_minimum = from_halves(scales + 3 * kLanes);
             for (int r = 0; r < num_rows; ++r) {
-                const F sum = set(x.sums[first_group + r * num_groups + g]);
+                const F sum = set(x.sums[first + r * num_groups + g]);
                 sums.low[r] = fma(low_minimum, sum, sums.low[r]);
                 sums.high[r] = fma(high_minimum, sum, sums.high[r]);
             }
@@ -167,8 +181,6 @@ inline void strip(const Matrix& matrix, int tile, const Rows& x, int begin, int 
 #if defined(__AVX512F__)
             case 3: block<3>(matrix, tile, x, begin, y); break;
             case 4: block<4>(matrix, tile, x, begin, y); break;
-            case 5: block<5>(matrix, tile, x, begin, y); break;
-            case 6: block<6>(matrix, tile, x, begin, y); break;
 #endif
         }
         begin += num_rows;
@@ -239,10 +251,7 @@ inline void product(const Product& product, const Rows& input, int tile, int beg
                                 : finish(product, sum, place.output + half, at + half, n);
                 store(to + half, y, n);
             }
-            if (output.codes) {
-                const int64_t group = int64_t(row) * output.num_groups() + place.output / kGroupInputs;
-                quantise_group(to, output.codes + at, output.scales + group, output.sums + group, output.totals + group);
-            }
+            if (output.codes) quantise_group(to, output, row, place.output / kGroupInputs);
             if (output.halves) {
                 uint16_t* halves = output.halves + int64_t(row) * output.half_width();
                 for (int i = 0; i < num_outputs; ++i) halves[place.output + i] = to_bf16(to[i]);

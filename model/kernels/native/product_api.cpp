@@ -32,9 +32,9 @@ __attribute__((visibility("default"))) int32_t janus_product(const char* kernel,
             output.width += segments[s].num_outputs;
             if (segments[s].is_quantised()) {
                 input.codes = codes.reserve(count * size_t(input.width));
-                input.scales = scales.reserve(count * size_t(input.num_groups()));
+                input.scales = scales.reserve(count * size_t(input.num_groups()) * kGroupScales);
+                input.totals = totals.reserve(count * size_t(input.num_groups()) * kGroupScales);
                 input.sums = sums.reserve(count * size_t(input.num_groups()));
-                input.totals = totals.reserve(count * size_t(input.num_groups()));
             }
             if (segments[s].form == Form::bf16) input.halves = halves.reserve(count * size_t(input.half_width()));
         }

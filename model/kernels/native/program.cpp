@@ -132,9 +132,9 @@ void Program::reserve(const Batch& batch, int num_threads) {
         if (value.representations & kFloats) buffer.floats.reserve(count * width);
         if (value.representations & kCodes) {
             buffer.codes.reserve(count * width);
-            buffer.scales.reserve(count * (width / kGroupInputs));
+            buffer.scales.reserve(count * (width / kScaleInputs));
+            buffer.totals.reserve(count * (width / kScaleInputs));
             buffer.sums.reserve(count * (width / kGroupInputs));
-            buffer.totals.reserve(count * (width / kGroupInputs));
         }
         if (value.representations & kHalves) buffer.halves.reserve(count * (width + 1));
     }
