@@ -98,6 +98,7 @@ class _Sequences:
         self, runner: Runner, prompts: Items[Items[int]], *, max_tokens: int, temperature: float = 0.0
     ) -> None:
         self._runner = runner
+        self._chance = random.Random(1)
         params = runner.sampling_params(
             temperature=temperature, top_p=1, top_k=0, min_p=0, seed=0, min_tokens=0, stop_ids=()
         )
@@ -127,16 +128,17 @@ class _Sequences:
         self._execute(Batch(tuple(BatchRow(sequence, 1) for sequence in self._all)))
 
     def force(self, token: int) -> None:
-        """Puts another token in the place of the one that was drawn last."""
+        """Puts a token in the place of the one that was taken last."""
         for sequence in self._all:
             sequence.token_ids[-1] = token
 
     def _execute(self, batch: Batch) -> None:
+        # Tokens are drawn, for that is part of a step, but any goes on from there, as in llama.cpp's own benchmark.
         drawn = self._runner.execute(batch)
-        for row, token in zip(batch.rows, drawn, strict=True):
+        for row, draw in zip(batch.rows, drawn, strict=True):
             row.sequence.num_computed_tokens += row.num_new_tokens
-            if token is not None:
-                row.sequence.token_ids.append(token)
+            if draw is not None:
+                row.sequence.token_ids.append(self._chance.randrange(self._runner.vocabulary_size))
 
 
 class _Recorder:
