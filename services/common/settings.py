@@ -229,8 +229,10 @@ class DecoderSettings(NativeSettings):
     model_id: str = Field(
         default_factory=_model_id, min_length=1, description="name the model answers to (default: from its path)"
     )
-    dtype: Literal["auto", "float32", "bf16"] = Field(
-        "auto", description="arithmetic of the model; auto: float32 on a CPU, bf16 on CUDA"
+    dtype: Literal["auto", "float32", "bf16", "int8"] = Field(
+        "auto",
+        description="type of the weights; auto: on a CPU as the checkpoint has them (float32 where torch computes), bf16 "
+        "on CUDA; int8 is the native library's",
     )
     default_max_tokens: int = Field(1024, gt=0, description="most tokens of a chat answer that names no max_tokens")
     temperature: float = Field(

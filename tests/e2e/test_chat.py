@@ -11,7 +11,7 @@ from running_janus import Stack
 
 from janus.v1 import decoder_pb2, decoder_pb2_grpc
 
-QUESTION = "What is the capital of France?"
+QUESTION = "Name the capital of France."
 CHAT = {
     "model": "SmolLM2-135M-Instruct",
     "messages": [{"role": "user", "content": QUESTION}],

@@ -24,7 +24,7 @@ CHAT_EXAMPLES: dict[str, Example] = {
         "summary": "A question",
         "value": {
             "model": "SmolLM2-135M-Instruct",
-            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "messages": [{"role": "user", "content": "Name the capital of France."}],
             "max_tokens": 64,
         },
     },

@@ -27,7 +27,7 @@ TOKENIZE_EXAMPLES: dict[str, Example] = {
     "prompt": {"summary": "A prompt", "value": {"prompt": "The quick brown fox", "return_token_strs": True}},
     "messages": {
         "summary": "A conversation, as chat lays it out",
-        "value": {"messages": [{"role": "user", "content": "What is the capital of France?"}]},
+        "value": {"messages": [{"role": "user", "content": "Name the capital of France."}]},
     },
     "encoder": {"summary": "For an encoder", "value": {"model": "all-MiniLM-L6-v2", "prompt": "The quick brown fox"}},
 }

@@ -40,7 +40,7 @@ def test_sentiment_is_answered_on_the_host(client: httpx.Client) -> None:
 
 
 def test_a_chat_is_streamed_to_the_host(client: httpx.Client) -> None:
-    body = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "stream": True}
+    body = {"messages": [{"role": "user", "content": "Name the capital of France."}], "stream": True}
     with client.stream("POST", "/v1/chat/completions", json=body | {"temperature": 0, "max_tokens": 16}) as answer:
         events = [line.removeprefix("data: ") for line in answer.iter_lines() if line.startswith("data: ")]
     assert events.pop() == "[DONE]"
@@ -50,7 +50,7 @@ def test_a_chat_is_streamed_to_the_host(client: httpx.Client) -> None:
 
 async def test_a_chat_is_streamed_over_grpc(stack: Stack) -> None:
     target = stack.url("JANUS_GATEWAY_GRPC_PORT").removeprefix("http://")
-    question = decoder_pb2.ChatMessage(role="user", content="What is the capital of France?")
+    question = decoder_pb2.ChatMessage(role="user", content="Name the capital of France.")
     request = decoder_pb2.ChatRequest(messages=[question], options=decoder_pb2.GenerationOptions(max_tokens=16))
     async with grpc.aio.insecure_channel(target) as channel:
         answers = decoder_pb2_grpc.DecoderServiceStub(channel).Chat(request)

@@ -25,7 +25,7 @@ from services.common.rpc_status import from_rpc_error
 ROOT = Path(__file__).parents[3]
 SERVICE = "janus.v1.DecoderService"
 MODEL = "SmolLM2-135M-Instruct"
-CAPITAL = "What is the capital of France?"
+CAPITAL = "Name the capital of France."
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from services.decoder.sequence import Limits, Sequence
 from services.decoder.text_stream import TextStream
 
 RULES = "You are a guide to the capitals of the world. Answer with one sentence and name the country. " * 3
-QUESTIONS = ["What is the capital of France?", "What is the capital of Japan?"]
+QUESTIONS = ["Name the capital of France.", "What is the capital of Japan?"]
 NUM_TOKENS = 8
 
 
