@@ -26,6 +26,15 @@ RUN touch README.md \
  && UV_COMPILE_BYTECODE=1 deploy/install.sh worker /opt/janus/venv "" \
  && /opt/janus/venv/bin/python -m pip uninstall --quiet --yes uv setuptools pip
 
+FROM python:3.11-slim-bookworm AS native
+ENV DEBIAN_FRONTEND=noninteractive
+RUN apt-get update -qq \
+ && apt-get install --no-install-recommends --yes -qq g++ \
+ && rm -rf /var/lib/apt/lists/*
+WORKDIR /opt/janus/app
+COPY model/kernels/native model/kernels/native
+RUN python model/kernels/native/build.py
+
 FROM python:3.11-slim-bookworm
 RUN groupadd --gid 10001 janus \
  && useradd --uid 10001 --gid janus --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin janus
@@ -35,6 +44,7 @@ WORKDIR /opt/janus/app
 COPY deploy/docker/healthcheck.py ./
 COPY proto proto
 COPY model model
+COPY --from=native /opt/janus/app/model/kernels/native/libjanus_native.so model/kernels/native/
 COPY services/__init__.py services/
 COPY services/common services/common
 COPY services/exchange services/exchange

@@ -78,6 +78,14 @@ def test_no_image_carries_an_installer(stack: Stack, service: str) -> None:
     assert found(stack, service, "pip", "uv", "setuptools") == "[]"
 
 
+def test_the_decoder_serves_through_the_native_library_without_a_compiler(stack: Stack) -> None:
+    code = "from urllib.request import urlopen; print(urlopen('http://127.0.0.1:9102/metrics').read().decode())"
+    [build] = [line for line in stack.execute("decoder", "python", "-c", code).splitlines() if "build_info{" in line]
+    assert 'kernel="native ' in build
+    code = "import shutil; print([name for name in ('g++', 'gcc', 'c++', 'cc') if shutil.which(name)])"
+    assert stack.execute("decoder", "python", "-c", code).strip() == "[]"
+
+
 CONNECT = """
 import socket, sys
 try:
