@@ -1,4 +1,4 @@
-"""Memory for packed weights, from the system itself: in large pages where it has them.
+"""Memory for packed weights and for caches, from the system itself: in large pages where it has them.
 
 A page that nobody has written costs nothing, and a chunk goes back as a whole when the last who took of it is gone. An
 allocator of small things would keep what it once had.
@@ -34,7 +34,7 @@ def _chunk(num_bytes: int) -> mmap.mmap:
     try:
         chunk = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError) as error:
-        raise MemoryError(f"no {num_bytes} bytes for weights: {error}") from error
+        raise MemoryError(f"no {num_bytes} bytes: {error}") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:
             chunk.madvise(mmap.MADV_HUGEPAGE)

@@ -6,6 +6,7 @@ whatever shares its batch or its chunk, and with any number of threads.
 """
 
 import ctypes
+import math
 from typing import Any
 
 import numpy
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.errors import CannotLower, NativeLibraryError
+from model.kernels.native.arena import Arena
 from model.kernels.native.library import NativeLibrary, native_library
 from model.kv_cache import KVCache, LayerCache
 from model.metadata import AttentionMetadata, AttentionSpec
@@ -138,7 +140,7 @@ class NativeKernel:
         if block_size % _LANES:
             raise CannotLower(f"blocks of {block_size} tokens; the native library's are multiples of {_LANES}")
         AttentionSpecStruct.of(spec)
-        return _new_pages(torch.zeros, spec, num_blocks, block_size, dtype)
+        return _new_pages(_in_large_pages, spec, num_blocks, block_size, dtype)
 
     def write(self, cache: LayerCache, k_UGE: Tensor, v_UGE: Tensor, slot_mapping_U: Tensor) -> None:
         num_blocks, num_heads = cache.keys.shape[:2]
@@ -255,6 +257,12 @@ def _new_pages(make: Any, spec: AttentionSpec, num_blocks: int, block_size: int,
         make(num_blocks, num_heads, -(-width // step), block_size, step, dtype=dtype),
         make(num_blocks, num_heads, block_size // step, padded, step, dtype=dtype),
     )
+
+
+def _in_large_pages(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Zeros in memory of their own; what nobody has written takes none."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.frombuffer(Arena().take(num_bytes), dtype=dtype).view(shape)
 
 
 def _block_size(keys: Tensor) -> int:

@@ -22,6 +22,15 @@ constexpr int kMaxRows = 1;
 // Rows of one call: as many as their sums stay in the first cache.
 constexpr int kStripRows = 48;
 
+// Asks for a part of the next tile while this one is computed, into the second cache, where it doesn't drive this one out of
+// the first: half of a step's time with 4 to 8 rows. A single row's time is the memory's anyway, which streams by itself.
+template <int num_rows>
+inline void ask_ahead(const void* part, size_t tile_bytes, int num_bytes) {
+    if constexpr (num_rows > 1)
+        for (int i = 0; i < num_bytes; i += 64)
+            __builtin_prefetch(static_cast<const uint8_t*>(part) + tile_bytes + i, 0, 2);
+}
+
 template <int num_rows>
 struct Sums {
     F low[num_rows];
@@ -69,9 +78,11 @@ inline void quantised_block(const Matrix& matrix, int tile, const Rows& x, int b
     const int64_t first = int64_t(begin) * num_groups;
     constexpr int kCodeBytes = is_four_bit ? 512 : 1024;
     constexpr int kGroupBytes = kCodeBytes + 64 * (has_minimum ? 2 : 1);
+    const size_t tile_bytes = size_t(num_groups) * kGroupBytes;
     Sums<num_rows> sums;
     for (int r = 0; r < num_rows; ++r) sums.low[r] = sums.high[r] = zero();
     for (int g = 0; g < num_groups; ++g, bytes += kGroupBytes, codes += kGroupInputs) {
+        ask_ahead<num_rows>(bytes, tile_bytes, kGroupBytes);
         const uint16_t* scales = reinterpret_cast<const uint16_t*>(bytes + kCodeBytes);
         Sums<num_rows> group;
         for (int i = 0; i < kGroupScales; ++i) {
@@ -116,9 +127,11 @@ inline void bf16_block(const Matrix& matrix, int tile, const Rows& x, int begin,
     const uint16_t* pairs = reinterpret_cast<const uint16_t*>(matrix.tile(tile));
     const int64_t width = x.half_width();
     const uint16_t* inputs = x.halves + begin * width;
+    const size_t tile_bytes = matrix.tile_bytes();
     Sums<num_rows> sums;
     for (int r = 0; r < num_rows; ++r) sums.low[r] = sums.high[r] = zero();
     for (int64_t k = 0; k < width; k += 2, pairs += 2 * kTileOutputs) {
+        ask_ahead<num_rows>(pairs, tile_bytes, 128);
         for (int r = 0; r < num_rows; ++r) {
             sums.low[r] = dot_pairs(sums.low[r], pairs, inputs + r * width + k);
             sums.high[r] = dot_pairs(sums.high[r], pairs + 2 * kLanes, inputs + r * width + k);
@@ -135,9 +148,11 @@ inline void float32_block(const Matrix& matrix, int tile, const Rows& x, int beg
     const float* weights = reinterpret_cast<const float*>(matrix.tile(tile));
     const int64_t width = x.width;
     const float* inputs = x.floats + begin * width;
+    const size_t tile_bytes = matrix.tile_bytes();
     Sums<num_rows> sums;
     for (int r = 0; r < num_rows; ++r) sums.low[r] = sums.high[r] = zero();
     for (int64_t k = 0; k < width; ++k, weights += kTileOutputs) {
+        ask_ahead<num_rows>(weights, tile_bytes, 128);
         const F low = load(weights);
         const F high = load(weights + kLanes);
         for (int r = 0; r < num_rows; ++r) {

@@ -16,6 +16,14 @@ namespace {
 // Rows that go through a tile together: enough that the tile's bytes are loaded seldom, few enough to share among threads.
 constexpr int kStripRows = 48;
 
+// Times that a thread comes for work in a phase: often enough that one who was held up leaves little to wait for, seldom
+// enough that neighbouring tiles, and neighbouring rows, which share lines of a cache, mostly go to one thread.
+constexpr int kTurns = 4;
+
+int64_t grain_of(int64_t num_units, const Crew& crew) {
+    return std::max<int64_t>(1, num_units / (int64_t(kTurns) * crew.size()));
+}
+
 bool is_row_wise(const Operation& operation) {
     return operation.kind != Kind::product && operation.kind != Kind::attend;
 }
@@ -195,7 +203,7 @@ void Program::step(Crew& crew, const Batch& batch) {
                    values_[size_t(operations_[end].output)].rows == values_[size_t(operation.output)].rows)
                 ++end;
             const int count = num_rows(operation.output, batch);
-            crew.share(count, 1, [&](int64_t row) {
+            crew.share(count, grain_of(count, crew), [&](int64_t row) {
                 for (size_t j = i; j < end; ++j) row_wise(operations_[j], batch, int(row));
             });
             i = end;
@@ -243,7 +251,8 @@ void Program::multiply(Crew& crew, const Operation& operation, const Batch& batc
     const Rows& output = rows_[size_t(operation.output)];
     const int count = num_rows(operation.input, batch);
     const int num_strips = (count + kStripRows - 1) / kStripRows;
-    crew.share(int64_t(product.num_tiles()) * num_strips, 1, [&](int64_t unit) {
+    const int64_t num_units = int64_t(product.num_tiles()) * num_strips;
+    crew.share(num_units, grain_of(num_units, crew), [&](int64_t unit) {
         const int begin = int(unit % num_strips) * kStripRows;
         const int tile = int(unit / num_strips);
         kernels_.product(product, input, tile, begin, std::min(count, begin + kStripRows), output);
@@ -257,7 +266,7 @@ void Program::score(Crew& crew, const Operation& operation, const Batch& batch) 
     Rows scores = {};
     scores.floats = batch.scores;
     for (int s = 0; s < product.num_segments; ++s) scores.width += product.segments[s].num_outputs;
-    crew.share(product.num_tiles(), 8, [&](int64_t tile) {
+    crew.share(product.num_tiles(), 16, [&](int64_t tile) {
         kernels_.product(product, input, int(tile), 0, batch.num_scores, scores);
         kernels_.likeliest(product, input, int(tile), batch.num_scores, batch.num_rows, best_of(crew.number(), batch));
     });
@@ -277,7 +286,7 @@ void Program::attend(Crew& crew, const Operation& operation, const Batch& batch)
     attention.queries = input.floats;
     attention.query_stride = input.width;
     attention.mixed = mixed;
-    crew.share(batch.num_tokens, 1, [&](int64_t row) {
+    crew.share(batch.num_tokens, grain_of(batch.num_tokens, crew), [&](int64_t row) {
         float* x = input.floats + row * input.width;
         if (rotation.cosines) kernels_.rotate(rotation, batch.positions[row], x);
         kernels_.store(spec, pages, batch.slots[row], x + width, x + width + key_width);
@@ -290,7 +299,7 @@ void Program::attend(Crew& crew, const Operation& operation, const Batch& batch)
             kernels_.merge(spec, attention, int(unit / spec.num_query_heads), int(unit % spec.num_query_heads));
         });
     if ((mixed.codes || mixed.halves) && !represents_heads(spec))
-        crew.share(batch.num_tokens, 1, [&](int64_t row) { kernels_.represent(mixed, int(row), 0, mixed.width); });
+        crew.share(batch.num_tokens, grain_of(batch.num_tokens, crew), [&](int64_t row) { kernels_.represent(mixed, int(row), 0, mixed.width); });
 }
 
 }  // namespace janus
