@@ -145,7 +145,7 @@ def test_a_wrong_value_is_named_once_and_nothing_is_started(tmp_path: Path, envi
         said, _ = process.communicate(timeout=20)
     assert process.returncode == 2
     assert said == textwrap.dedent("""\
-        JANUS_DECODER_DTYPE is 'int9': input should be 'auto', 'float32' or 'bf16'
+        JANUS_DECODER_DTYPE is 'int9': input should be 'auto', 'float32', 'bf16' or 'int8'
     """)
     assert not list(tmp_path.glob("*.json"))
 

@@ -183,7 +183,8 @@ async def test_refusals(worker: Worker, request_: decoder_pb2.ChatRequest, code:
 
 
 async def test_it_answers_while_it_loads_and_sigterm_lets_a_stream_finish(tmp_path: Path) -> None:
-    own = start(tmp_path)
+    # torch takes seconds to load what the native library has in less than one.
+    own = start(tmp_path, KERNEL="torch")
     try:
         async with grpc.aio.insecure_channel(own.target, options=CHANNEL_OPTIONS) as channel:
             health = health_pb2_grpc.HealthStub(channel)
