@@ -76,6 +76,7 @@ def test_a_fresh_clone(tmp_path: Path) -> None:
     caches = {name: str(home / name) for name in ("XDG_CACHE_HOME", "PIP_CACHE_DIR", "UV_CACHE_DIR")}
     nothing_cached = {"HOME": str(home)} | caches
     first, _ = serve(clone, tmp_path / "first.log", **nothing_cached)
+    assert "The native library is built" in (tmp_path / "first.log").read_text()
     nowhere = "http://127.0.0.1:9"
     offline = {"HTTP_PROXY": nowhere, "HTTPS_PROXY": nowhere, "NO_PROXY": "127.0.0.1", "UV_OFFLINE": "1"}
     second, _ = serve(clone, tmp_path / "second.log", **nothing_cached, **offline)
