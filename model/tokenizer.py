@@ -15,10 +15,21 @@ Cut = Literal["first", "longest"]
 
 _MASKS, _UNKNOWNS = ("[MASK]", "<mask>"), ("[UNK]", "<unk>")
 _REPLACEMENT = "\ufffd"
-_BYTE_TOKEN = re.compile(r"<0x..>")
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_SPACE = "\u2581"  # as vocabularies of whole words spell one
 # How many tokens the window of a detokenizer may have, and how many it keeps when it has more: more than the three
 # that may be an incomplete character, so that some text stands before them.
 _MAX_WINDOW_TOKENS, _MIN_WINDOW_TOKENS = 16, 8
+
+
+def _letters_of_bytes() -> dict[str, int]:
+    """How a byte-level vocabulary spells bytes: visible ones by themselves, the others by letters from U+0100 on."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTES = _letters_of_bytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +97,14 @@ class Tokenizer:
     mask_token: str | None = None
     unknown_token: str | None = None
     special_ids: frozenset[int] = field(init=False)
+    is_byte_level: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.backend.no_truncation()
         self.backend.no_padding()
         special = {i: token.content for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
         object.__setattr__(self, "special_ids", frozenset(special))
+        object.__setattr__(self, "is_byte_level", "ByteLevel" in repr(self.backend.decoder))
         for name, spellings in (("mask_token", _MASKS), ("unknown_token", _UNKNOWNS)):
             found = [spelling for spelling in spellings if spelling in special.values()]
             if getattr(self, name) is None and found:
@@ -192,6 +205,20 @@ class Tokenizer:
 
     def id_to_token(self, token_id: int) -> str | None:
         return self.backend.id_to_token(token_id)
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """What a token alone adds to a text: a byte-level vocabulary has tokens that are parts of characters.
+
+        A special token is as it is spelled. None for one that there isn't.
+        """
+        token = self.backend.id_to_token(token_id)
+        if token is None:
+            return None
+        if _BYTE_TOKEN.fullmatch(token):
+            return bytes([int(token[3:5], 16)])
+        if self.is_byte_level and all(letter in _BYTES for letter in token) and token_id not in self.special_ids:
+            return bytes(_BYTES[letter] for letter in token)
+        return token.replace(_SPACE, " ").encode()
 
     def tokens_to_text(self, tokens: Sequence[str]) -> str:
         """The text that tokens, given as the vocabulary spells them, make up."""

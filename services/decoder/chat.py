@@ -50,8 +50,17 @@ class ChatTemplate:
     def exists(self) -> bool:
         return self._template is not None
 
-    def render(self, messages: Sequence[tuple[str, str]], *, add_generation_prompt: bool = True) -> str:
-        """The prompt that asks for the next answer (or only what was said so far), from (role, content) pairs."""
+    def render(
+        self,
+        messages: Sequence[tuple[str, str]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> str:
+        """The prompt that asks for the next answer (or only what was said so far), from (role, content) pairs.
+
+        With `continue_final_message` it ends where the final message does, so that an answer goes on with it.
+        """
         if self._template is None:
             raise TaskNotSupported("This model has no chat template; use completions.", param="model")
         if not messages:
@@ -63,20 +72,35 @@ class ChatTemplate:
                 param = f"messages[{index}].role"
                 raise InvalidRequest(f"'{param}' must be one of {known}.", param=param)
             said.append({"role": "system" if role == "developer" else role, "content": content})
+        if continue_final_message and add_generation_prompt:
+            what = "'add_generation_prompt' opens a new message; with 'continue_final_message' it must be false."
+            raise InvalidRequest(what, param="add_generation_prompt")
         try:
-            return self._template.render(
+            prompt = self._template.render(
                 messages=said,
                 tools=None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self._tokens,
             )
+            return _cut_after(prompt, messages[-1][1]) if continue_final_message else prompt
         except SecurityError:
             raise InvalidRequest("The chat template does what a template may not.", param="messages") from None
         except TemplateError as error:
             raise InvalidRequest(f"The chat template refuses the conversation: {error}", param="messages") from error
         except (TypeError, ValueError, LookupError, ArithmeticError) as error:  # their texts may hold the conversation
             raise InvalidRequest("The chat template can't lay out the conversation.", param="messages") from error
+
+
+def _cut_after(prompt: str, content: str) -> str:
+    """Raises: InvalidRequest where the final message can't be found, or has no text to go on with."""
+    said = content.strip()
+    begin = prompt.rfind(said) if said else -1
+    if begin < 0:
+        what = "The final message has no text that the chat template writes as it is, so it can't be continued."
+        raise InvalidRequest(what, param="messages")
+    with_spaces = content.lstrip()  # which a template may strip
+    return prompt[: begin + len(with_spaces if prompt.startswith(with_spaces, begin) else said)]
 
 
 def _refuse(message: str) -> NoReturn:

@@ -2,18 +2,20 @@
 
 Servicers talk to it by a queue of commands; events go back to their event loop once a step. Each request ends in
 exactly one `Ended` or `Failed`, whatever happens: finished, cancelled, expired, a failed step, a stop. What is in
-`_generations` has not ended yet, and nothing else is told anything.
+`_generations` has not ended yet, and nothing else is told anything; `_owners` says whose the scheduler's sequences are.
 """
 
 import queue
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from typing import Protocol
 
 from services.common.errors import Cancelled, DeadlineExceeded, Draining, Internal, JanusError, QueueFull
 from services.common.logging import get_logger
 from services.common.metrics import DecoderMetrics
+from services.decoder.choice import Choice, Draw
 from services.decoder.events import Event, Failed
 from services.decoder.generation import Generation
 from services.decoder.scheduler import Batch, Scheduler
@@ -28,8 +30,8 @@ _log = get_logger(__name__)
 class StepRunner(Protocol):
     """What runs a batch: `services.decoder.runner.Runner`, or a fake."""
 
-    def execute(self, batch: Batch) -> list[int | None]:
-        """The token drawn for each row that caught up, None for the others."""
+    def execute(self, batch: Batch) -> Items[Draw | None]:
+        """What was drawn for each row that caught up, None for the others."""
         ...
 
 
@@ -57,7 +59,8 @@ class Engine:
         self._now = now
         self._work = WorkClock()
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._generations: dict[int, Generation] = {}
+        self._generations: set[Generation] = set()
+        self._owners: dict[Sequence, tuple[Generation, Choice]] = {}
         self._is_draining = False
         self._is_stopped = False
         self._is_closed = False
@@ -111,7 +114,8 @@ class Engine:
         self._obey(is_waiting=self._scheduler.is_idle)
         for sequence in self._scheduler.drop_late(self._now(), self._work.at_least):
             late = DeadlineExceeded("The deadline would pass before the next token, or has passed in the queue.")
-            self._fail(self._generations[id(sequence)], late)
+            if sequence in self._owners:  # unless another of its request's was late as well
+                self._fail(self._owners[sequence][0], late)
         batch = self._scheduler.schedule(self._budget())
         self._metrics.preemptions_total.labels(self._model_id).inc(len(batch.preempted))
         if batch.rows and not self._is_stopped:
@@ -135,69 +139,77 @@ class Engine:
             return
 
     def _admit(self, generation: Generation) -> None:
-        self._generations[id(generation.sequence)] = generation
+        self._generations.add(generation)
         if self._is_draining or self._is_stopped:
             self._fail(generation, Draining("The worker is draining."))
             return
-        reason = generation.already_over()
-        if reason is not None:
-            self._forget(generation.sequence)
-            self._tell(generation, generation.end_at_once(reason))
+        if generation.has_ended:
+            self._forget(generation)
+            self._tell(generation, generation.end_at_once())
             return
+        leader = generation.leader
         try:
-            self._scheduler.add(generation.sequence)
+            self._scheduler.add(leader.sequence)
         except QueueFull as full:
             wait_ms = self._work.wait_ms(self._scheduler.num_waiting_work)
             self._fail(generation, QueueFull(full.message, retry_after_ms=wait_ms))
+            return
+        self._owners[leader.sequence] = (generation, leader)
 
     def _step(self, batch: Batch) -> None:
         started = self._now()
         for row in batch.rows:
-            clock = self._generations[id(row.sequence)].clock
+            clock = self._owners[row.sequence][0].clock
             clock.first_step = clock.first_step or started
         try:
             drawn = self._runner.execute(batch)
         except Exception:
             _log.exception("a step failed", num_rows=len(batch.rows), num_tokens=batch.num_tokens)
-            for row in batch.rows:
-                self._fail(self._generations[id(row.sequence)], Internal("The model's step failed."))
+            for generation in {self._owners[row.sequence][0] for row in batch.rows}:
+                self._fail(generation, Internal("The model's step failed."))
             return
-        self._scheduler.commit(batch, drawn)
+        self._scheduler.commit(batch, [None if draw is None else draw.token for draw in drawn])
         now = self._now()
         self._work.observe(batch.num_tokens, now - started)
         self._metrics.batch_size.labels(self._model_id).observe(len(batch.rows))
         self._metrics.batch_tokens.labels(self._model_id).observe(batch.num_tokens)
         told: dict[Generation, list[Event]] = {}
-        for row, token in zip(batch.rows, drawn, strict=True):
-            if token is None:
+        for row, draw in zip(batch.rows, drawn, strict=True):
+            if draw is None or row.sequence not in self._owners:  # its request failed with another of its rows
                 continue
-            generation = self._generations[id(row.sequence)]
+            generation, choice = self._owners[row.sequence]
             try:
-                told[generation] = self._advance(generation, now)
+                told.setdefault(generation, []).extend(self._advance(generation, choice, draw, now))
             except Exception:
                 _log.exception("a token could not be told")
                 self._fail(generation, Internal("The answer could not be told."))
         self._tell_all(told)
 
-    def _advance(self, generation: Generation, now: float) -> list[Event]:
+    def _advance(self, generation: Generation, choice: Choice, draw: Draw, now: float) -> list[Event]:
         clock = generation.clock
-        is_first, previous = not clock.first_token, clock.last_token
-        events, reason = generation.advance(now)
+        is_first, previous = not clock.first_token, choice.last_token_at
+        events = generation.advance(choice, draw, now)
         self._metrics.generated_tokens_total.labels(self._model_id).inc()
-        if is_first:
-            self._count_cached(generation.sequence)
-            self._metrics.time_to_first_token_seconds.labels(self._model_id).observe(now - clock.submitted)
-            self._metrics.prefill_duration_seconds.labels(self._model_id).observe(clock.prefill_seconds)
+        if not previous:
+            self._count_cached(choice.sequence)
         else:
             self._metrics.inter_token_latency_seconds.labels(self._model_id).observe(now - previous)
-        if reason is not None:
-            self._forget(generation.sequence)
+        if is_first:
+            self._metrics.time_to_first_token_seconds.labels(self._model_id).observe(now - clock.submitted)
+            self._metrics.prefill_duration_seconds.labels(self._model_id).observe(clock.prefill_seconds)
+            for follower in generation.followers:
+                self._scheduler.add_beside(follower.sequence, choice.sequence)
+                self._owners[follower.sequence] = (generation, follower)
+        if choice.finish_reason is not None:
+            self._scheduler.remove(choice.sequence)
+            del self._owners[choice.sequence]
+            if choice.seconds_per_token is not None:
+                self._metrics.time_per_output_token_seconds.labels(self._model_id).observe(choice.seconds_per_token)
+        if generation.has_ended:
+            self._forget(generation)
             self._metrics.decode_duration_seconds.labels(self._model_id).observe(clock.decode_seconds)
-            if generation.sequence.num_output_tokens > 1:
-                per_token = clock.decode_seconds / (generation.sequence.num_output_tokens - 1)
-                self._metrics.time_per_output_token_seconds.labels(self._model_id).observe(per_token)
         elif generation.num_buffered_events > MAX_BUFFERED_EVENTS:
-            self._forget(generation.sequence)
+            self._forget(generation)
             events.append(Failed(Cancelled("The reader takes nothing.")))
         return events
 
@@ -209,17 +221,19 @@ class Engine:
             self._metrics.prefix_cache_hits_total.labels(self._model_id).inc(sequence.num_cached_tokens)
 
     def _fail(self, generation: Generation, error: JanusError) -> None:
-        if id(generation.sequence) in self._generations:
-            self._forget(generation.sequence)
+        if generation in self._generations:
+            self._forget(generation)
             self._tell(generation, [Failed(error)])
 
     def _fail_all(self, error: JanusError) -> None:
-        for generation in list(self._generations.values()):
+        for generation in list(self._generations):
             self._fail(generation, error)
 
-    def _forget(self, sequence: Sequence) -> None:
-        self._scheduler.remove(sequence)
-        del self._generations[id(sequence)]
+    def _forget(self, generation: Generation) -> None:
+        self._generations.remove(generation)
+        for choice in generation.choices:
+            if self._owners.pop(choice.sequence, None) is not None:
+                self._scheduler.remove(choice.sequence)
 
     def _tell(self, generation: Generation, events: list[Event]) -> None:
         self._tell_all({generation: events})

@@ -17,16 +17,28 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token with its log probability, and the likeliest in its place with theirs."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """New text, and the tokens that it came from."""
+    """New text of a choice, and the tokens that it came from; scores, if asked for, of those whose text is out."""
 
     token_ids: tuple[int, ...]
     text: str
+    choice: int = 0
+    scores: tuple[ScoredToken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
     reason: FinishReason
+    choice: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,12 @@
-"""One request in the engine: its sequence, its text, its clock, and the queue that its events leave by."""
+"""One request in the engine: its choices, its clock, and the queue that its events leave by."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-from services.decoder.events import Delta, Ended, Event, Failed, Finished, Started
-from services.decoder.sequence import FinishReason, Sequence
-from services.decoder.text_stream import TextStream
+from services.decoder.choice import Choice, Draw
+from services.decoder.events import Ended, Event, Failed, Started
 
 
 @dataclass(slots=True)
@@ -33,17 +32,20 @@ class Clock:
 
 
 class Generation:
-    """Made by a servicer in the event loop, filled by the engine's thread, read by `events()`."""
+    """Made by a servicer in the event loop, filled by the engine's thread, read by `events()`.
 
-    def __init__(self, sequence: Sequence, text: TextStream) -> None:
-        self.sequence = sequence
-        self.text = text
+    Its choices share the prompt: the first of those that still have to be computed leads, and the others begin with its
+    first token, when they find in the cache what it computed.
+    """
+
+    def __init__(self, choices: Sequence[Choice]) -> None:
+        self.choices = tuple(choices)
+        left = [choice for choice in choices if choice.finish_reason is None]
+        self.leader = left[0] if left else self.choices[0]
+        self.followers = tuple(left[1:])
         self.clock = Clock()
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
-        # Tokens that another worker made and told: their text is out, but stop strings and characters go on from it.
-        for count, token_id in enumerate(sequence.token_ids[sequence.num_prompt_tokens :], start=1):
-            self.text.append(token_id, may_stop=count >= sequence.limits.min_tokens)
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -57,7 +59,12 @@ class Generation:
     @property
     def num_cached_tokens(self) -> int:
         """Of the prompt: what was there before it was computed."""
-        return min(self.sequence.num_cached_tokens, self.sequence.num_prompt_tokens)
+        sequence = self.leader.sequence
+        return min(sequence.num_cached_tokens, sequence.num_prompt_tokens)
+
+    @property
+    def has_ended(self) -> bool:
+        return all(choice.finish_reason is not None for choice in self.choices)
 
     def deliver(self, events: list[Event]) -> None:
         """Hands events to the reader. Runs in the event loop."""
@@ -74,47 +81,32 @@ class Generation:
             if isinstance(event, Ended):
                 return
 
-    def advance(self, now: float) -> tuple[list[Event], FinishReason | None]:
-        """The events of the token that was just drawn, and why it is the last, if it is."""
+    def advance(self, choice: Choice, draw: Draw, now: float) -> list[Event]:
+        """The events of the token that was just drawn for a choice."""
         events: list[Event] = []
         if not self.clock.first_token:
             self.clock.first_token = now
-            events.append(self._started())
+            events += self._opening()
         self.clock.last_token = now
-        sequence = self.sequence
-        token_id = sequence.token_ids[-1]
-        reason = sequence.finish_reason()
-        if reason is FinishReason.STOP:
-            piece = ""  # the token that stops is no text
-        else:
-            piece = self.text.append(token_id, may_stop=sequence.num_output_tokens >= sequence.limits.min_tokens)
-            reason = FinishReason.STOP if self.text.is_stopped else reason
-        if reason is not None:
-            piece += self.text.finish()
-            reason = FinishReason.STOP if self.text.is_stopped else reason
-        events.append(Delta((token_id,), piece))
-        return (events + self._ending(reason) if reason else events), reason
+        events += choice.advance(draw, now)
+        return [*events, self._ended()] if self.has_ended else events
 
-    def already_over(self) -> FinishReason | None:
-        """Why nothing is left to do for tokens that were given, if it is so."""
-        return FinishReason.STOP if self.text.is_stopped else self.sequence.finish_reason()
+    def end_at_once(self) -> list[Event]:
+        """The events of a request whose choices are whole already."""
+        return [*self._opening(), self._ended()]
 
-    def end_at_once(self, reason: FinishReason) -> list[Event]:
-        """The events of a request whose given tokens are whole already."""
-        return [self._started(), *self._ending(reason)]
+    def _opening(self) -> list[Event]:
+        """That it has started, and which choices were whole before."""
+        clock = self.clock
+        started = Started(self.num_cached_tokens, clock.queue_seconds, clock.prefill_seconds)
+        return [started, *(choice.finished() for choice in self.choices if choice.finish_reason is not None)]
 
-    def _started(self) -> Started:
-        return Started(self.num_cached_tokens, self.clock.queue_seconds, self.clock.prefill_seconds)
-
-    def _ending(self, reason: FinishReason) -> list[Event]:
-        return [
-            Finished(reason),
-            Ended(
-                num_prompt_tokens=self.sequence.num_prompt_tokens,
-                num_cached_tokens=self.num_cached_tokens,
-                num_output_tokens=self.sequence.num_output_tokens,
-                queue_seconds=self.clock.queue_seconds,
-                prefill_seconds=self.clock.prefill_seconds,
-                decode_seconds=self.clock.decode_seconds,
-            ),
-        ]
+    def _ended(self) -> Ended:
+        return Ended(
+            num_prompt_tokens=self.leader.sequence.num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens,
+            num_output_tokens=sum(choice.sequence.num_output_tokens for choice in self.choices),
+            queue_seconds=self.clock.queue_seconds,
+            prefill_seconds=self.clock.prefill_seconds,
+            decode_seconds=self.clock.decode_seconds,
+        )

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from janus.v1 import decoder_pb2
 from services.common.errors import ContextLengthExceeded, InvalidRequest
 
+MAX_CHOICES = 128
+MAX_TOP_LOGPROBS = 20
+MAX_BIAS = 100
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARACTERS = 1000
 COMPLETION_MAX_TOKENS = 16
@@ -47,10 +50,18 @@ class Plan:
     top_p: float
     top_k: int
     min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: tuple[tuple[int, float], ...]
+    allowed_token_ids: tuple[int, ...] | None
+    # None: no log probabilities at all.
+    top_logprobs: int | None
     seed: int
     stop_strings: tuple[str, ...]
     stop_ids: frozenset[int]
-    output_token_ids: tuple[int, ...]
+    # Of each choice, what it has already.
+    output_token_ids: tuple[tuple[int, ...], ...]
 
 
 def plan(
@@ -64,14 +75,15 @@ def plan(
 ) -> Plan:
     """Raises: InvalidRequest with the field at fault, ContextLengthExceeded with both counts."""
     left = capacity.max_total_tokens - num_prompt_tokens
-    if left < 1:
+    is_echo_alone = options.echo and options.HasField("max_tokens") and options.max_tokens == 0
+    if left < (0 if is_echo_alone else 1):
         raise ContextLengthExceeded(
             f"The prompt has {num_prompt_tokens} tokens; with room for an answer it may have at most "
             f"{capacity.max_total_tokens - 1}.",
             param=prompt_param,
         )
     max_tokens = options.max_tokens if options.HasField("max_tokens") else min(left, defaults.max_tokens)
-    _check(max_tokens >= 1, "max_tokens", "must be at least 1")
+    _check(max_tokens >= 1 or is_echo_alone, "max_tokens", "must be at least 1, or 0 with 'echo'")
     if max_tokens > left:
         raise ContextLengthExceeded(
             f"The prompt has {num_prompt_tokens} tokens and the request asks for {max_tokens} more; together they "
@@ -91,6 +103,12 @@ def plan(
     top_k = options.top_k if options.HasField("top_k") else defaults.top_k
     _check(top_k >= 0, "top_k", "must be at least 0")
     _check(math.isfinite(options.min_p) and 0 <= options.min_p <= 1, "min_p", "must be at least 0 and at most 1")
+    repetition_penalty = options.repetition_penalty if options.HasField("repetition_penalty") else 1.0
+    _check(math.isfinite(repetition_penalty) and repetition_penalty > 0, "repetition_penalty", "must be above 0")
+    for name in ("presence_penalty", "frequency_penalty"):
+        _check(-2 <= getattr(options, name) <= 2, name, "must be at least -2 and at most 2")
+    num_choices = options.n if options.HasField("n") else 1
+    _check(1 <= num_choices <= MAX_CHOICES, "n", f"must be at least 1 and at most {MAX_CHOICES}")
     _check(len(options.stop) <= MAX_STOP_STRINGS, "stop", f"takes at most {MAX_STOP_STRINGS} strings")
     _check(
         all(0 < len(s) <= MAX_STOP_CHARACTERS for s in options.stop),
@@ -106,10 +124,16 @@ def plan(
         top_p=top_p,
         top_k=top_k,
         min_p=options.min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        logit_bias=_logit_bias(options, capacity),
+        allowed_token_ids=_allowed_token_ids(options, capacity, stop_ids if min_tokens else frozenset()),
+        top_logprobs=_top_logprobs(options),
         seed=options.seed if options.HasField("seed") else secrets.randbits(SEED_BITS),
         stop_strings=tuple(options.stop),
         stop_ids=stop_ids,
-        output_token_ids=_output_token_ids(options, max_tokens, capacity),
+        output_token_ids=_output_token_ids(options, num_choices, max_tokens, capacity),
     )
 
 
@@ -123,19 +147,50 @@ def check_vocabulary(token_ids: Iterable[int], param: str, capacity: Capacity) -
         )
 
 
-def _output_token_ids(options: decoder_pb2.GenerationOptions, max_tokens: int, capacity: Capacity) -> tuple[int, ...]:
+def _logit_bias(options: decoder_pb2.GenerationOptions, capacity: Capacity) -> tuple[tuple[int, float], ...]:
+    check_vocabulary(options.logit_bias, "logit_bias", capacity)
+    is_small = all(-MAX_BIAS <= bias <= MAX_BIAS for bias in options.logit_bias.values())
+    _check(is_small, "logit_bias", f"takes numbers from -{MAX_BIAS} to {MAX_BIAS}")
+    return tuple(sorted(options.logit_bias.items()))
+
+
+def _allowed_token_ids(
+    options: decoder_pb2.GenerationOptions, capacity: Capacity, early_stops: frozenset[int]
+) -> tuple[int, ...] | None:
+    if not options.HasField("allowed_token_ids"):
+        return None
+    allowed = frozenset(options.allowed_token_ids.ids)
+    check_vocabulary(allowed, "allowed_token_ids", capacity)
+    rule = "must hold a token, and with 'min_tokens' one that ends nothing"
+    _check(bool(allowed - early_stops), "allowed_token_ids", rule)
+    return tuple(sorted(allowed))
+
+
+def _top_logprobs(options: decoder_pb2.GenerationOptions) -> int | None:
+    is_known = 0 <= options.top_logprobs <= MAX_TOP_LOGPROBS
+    _check(is_known, "top_logprobs", f"must be at least 0 and at most {MAX_TOP_LOGPROBS}")
+    _check(options.logprobs or options.top_logprobs == 0, "top_logprobs", "is only with 'logprobs'")
+    return options.top_logprobs if options.logprobs else None
+
+
+def _output_token_ids(
+    options: decoder_pb2.GenerationOptions, num_choices: int, max_tokens: int, capacity: Capacity
+) -> tuple[tuple[int, ...], ...]:
+    if not options.output_token_ids:
+        return ((),) * num_choices
     _check(
-        len(options.output_token_ids) <= 1,
+        len(options.output_token_ids) == num_choices,
         "output_token_ids",
-        "takes an entry for each choice, and there is one choice",
+        f"takes an entry for each choice, and there are {num_choices}",
     )
-    given = tuple(options.output_token_ids[0].ids) if options.output_token_ids else ()
-    check_vocabulary(given, "output_token_ids", capacity)
-    _check(
-        len(given) <= max_tokens,
-        "output_token_ids",
-        f"has {len(given)} tokens, more than the {max_tokens} of 'max_tokens'",
-    )
+    given = tuple(tuple(entry.ids) for entry in options.output_token_ids)
+    for token_ids in given:
+        check_vocabulary(token_ids, "output_token_ids", capacity)
+        _check(
+            len(token_ids) <= max_tokens,
+            "output_token_ids",
+            f"has {len(token_ids)} tokens, more than the {max_tokens} of 'max_tokens'",
+        )
     return given
 
 

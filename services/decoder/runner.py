@@ -21,7 +21,7 @@ from model.kernels.native.library import NativeLibrary, ThreadPlan, native_libra
 from model.kernels.native.sampler import NativeSampler
 from model.program.native import NativeStep
 from model.program.step import EagerStep, Step, StepProgram
-from model.sampling import SampledRow, Sampler, SamplingParams
+from model.sampling import Draw, SampledRow, Sampler, SamplingParams, token_mask
 from model.tokenizer import IncrementalDetokenizer
 from services.common.cores import step_cores
 from services.common.logging import get_logger
@@ -89,22 +89,31 @@ class Runner:
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
+    def decode(self, token_ids: Items[int]) -> str:
+        return self.tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        return self.tokenizer.token_bytes(token_id)
+
     def new_detokenizer(self) -> IncrementalDetokenizer:
         return IncrementalDetokenizer(self.tokenizer)
 
-    def sampling_params(self, *, stop_ids: Items[int], **params: Any) -> SamplingParams:
+    def sampling_params(
+        self, *, stop_ids: Items[int], allowed_token_ids: Items[int] | None = None, **params: Any
+    ) -> SamplingParams:
         """What a sequence carries, opaque to all but this file."""
-        return SamplingParams(stop_ids=tuple(stop_ids), **params)
+        allowed = None if allowed_token_ids is None else token_mask(allowed_token_ids, self.vocabulary_size)
+        return SamplingParams(stop_ids=tuple(stop_ids), allowed=allowed, **params)
 
-    def execute(self, batch: Batch) -> list[int | None]:
-        """The token drawn for each row that caught up, None for the others. Mutates: the cache's tensors."""
+    def execute(self, batch: Batch) -> list[Draw | None]:
+        """What was drawn for each row that caught up, None for the others. Mutates: the cache's tensors."""
         step = self._step(batch)
         scores_LV, likeliest = self._program.run(step, self._cache)
         wanted = [_sampled(row.sequence) for row in batch.rows if row.is_caught_up]
         drawn = iter(self._sampler(scores_LV, [row for row in wanted if row.needs_scores]))
         found = iter(likeliest)
-        tokens = iter([next(drawn).token if row.needs_scores else next(found) for row in wanted])
-        return [next(tokens) if row.is_caught_up else None for row in batch.rows]
+        draws = iter([next(drawn) if row.needs_scores else Draw(next(found)) for row in wanted])
+        return [next(draws) if row.is_caught_up else None for row in batch.rows]
 
     def _step(self, batch: Batch) -> Step:
         token_ids: list[int] = []

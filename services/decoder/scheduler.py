@@ -115,6 +115,12 @@ class Scheduler:
         sequence.turn = (self._clock + head_start, next(self._arrivals))
         insort(self.waiting, sequence, key=_turn)
 
+    def add_beside(self, sequence: Sequence, other: Sequence) -> None:
+        """Lines up a further sequence of a request that is in, right behind the other; that one was let in for all."""
+        assert self.block_manager.can_ever_hold(sequence.max_total_tokens)
+        sequence.turn = (other.turn[0], next(self._arrivals))
+        insort(self.waiting, sequence, key=_turn)
+
     def drop_late(self, now: float, at_least: Callable[[int], float]) -> list[Sequence]:
         """Takes out waiting sequences that can't have a token before their deadline, even if they ran at once.
 

@@ -78,7 +78,7 @@ class Sequence:
     def finish_reason(self) -> FinishReason | None:
         """Why the last output token ends the sequence, if it does. Stop strings are the text's business."""
         if self.num_output_tokens == 0:
-            return None
+            return FinishReason.LENGTH if self.limits.max_tokens == 0 else None
         is_early = self.num_output_tokens < self.limits.min_tokens
         if self.token_ids[-1] in self.limits.stop_ids and not is_early:
             return FinishReason.STOP

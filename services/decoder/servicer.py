@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
@@ -19,6 +19,7 @@ from services.common.worker_server import Door
 from services.decoder.events import Delta, Ended, Event, Finished, Started
 from services.decoder.options import COMPLETION_MAX_TOKENS, Defaults, check_vocabulary, plan
 from services.decoder.sequence import MAX_PRIORITY, FinishReason
+from services.decoder.spelling import Spelling
 from services.decoder.worker import DecoderWorker
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -63,6 +64,10 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         defaults = worker.defaults
         defaults = Defaults(COMPLETION_MAX_TOKENS, defaults.temperature, defaults.top_p, defaults.top_k)
         stream = _Stream(self._metrics, worker, "completions", "prompt", defaults, time.perf_counter() - started)
+        if request.options.echo:
+            if request.options.logprobs:
+                raise InvalidRequest("'logprobs' of an echoed prompt are not supported.", param="logprobs")
+            stream.prompt_text = request.text if kind == "text" else worker.runner.decode(prompt_ids)
         async with aclosing(stream.events(prompt_ids, request.options, context)) as events:
             async for event in events:
                 yield decoder_pb2.GenerateResponse(event=event)
@@ -70,8 +75,9 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
     async def Chat(self, request: decoder_pb2.ChatRequest, context: Context) -> AsyncIterator[decoder_pb2.ChatResponse]:
         worker = self._door.named(request.model)
         started = time.perf_counter()
-        messages = [(message.role, message.content) for message in request.messages]
-        prompt_ids = await asyncio.to_thread(_lay_out, worker, messages)
+        if request.options.echo:
+            raise InvalidRequest("'echo' is only for completions.", param="echo")
+        prompt_ids = await asyncio.to_thread(_lay_out, worker, request)
         stream = _Stream(self._metrics, worker, "chat", "messages", worker.defaults, time.perf_counter() - started)
         async with aclosing(stream.events(prompt_ids, request.options, context)) as events:
             async for event in events:
@@ -97,6 +103,8 @@ class _Stream:
         self._defaults = defaults
         self._tokenize_seconds = tokenize_seconds
         self._started = time.perf_counter() - tokenize_seconds
+        self._spelling = Spelling(worker.runner)
+        self.prompt_text = ""
 
     async def events(
         self, prompt_ids: list[int], options: decoder_pb2.GenerationOptions, context: Context
@@ -126,6 +134,7 @@ class _Stream:
             created_unix_seconds=int(time.time()),
             seed=planned.seed,
             prompt_token_ids=prompt_ids if options.return_prompt_token_ids else (),
+            prompt_text=self.prompt_text,
         )
         try:
             sequence = 0
@@ -148,11 +157,12 @@ class _Stream:
                     )
                 )
                 return streams_pb2.StreamEvent(sequence=sequence, started=head)
-            case Delta(token_ids, text):
-                delta = streams_pb2.StreamDelta(token_ids=token_ids, text=text)
+            case Delta(token_ids, text, choice, scores):
+                logprobs = [self._spelling.scores(each) for each in scores]
+                delta = streams_pb2.StreamDelta(choice=choice, token_ids=token_ids, text=text, logprobs=logprobs)
                 return streams_pb2.StreamEvent(sequence=sequence, delta=delta)
-            case Finished(reason):
-                finished = streams_pb2.StreamFinished(finish_reason=_REASONS[reason])
+            case Finished(reason, choice):
+                finished = streams_pb2.StreamFinished(choice=choice, finish_reason=_REASONS[reason])
                 return streams_pb2.StreamEvent(sequence=sequence, finished=finished)
             case Ended():
                 return streams_pb2.StreamEvent(sequence=sequence, ended=self._ended(event))
@@ -214,9 +224,16 @@ def _priority(said: str) -> int:
     return priority
 
 
-def _lay_out(worker: DecoderWorker, messages: Sequence[tuple[str, str]]) -> list[int]:
+def _lay_out(worker: DecoderWorker, request: decoder_pb2.ChatRequest) -> list[int]:
     """Template, then tokens: the template writes the special tokens itself."""
-    return _tokenized(worker, worker.template.render(messages), "messages", add_special_tokens=False)
+    goes_on = request.continue_final_message
+    is_opened = request.add_generation_prompt if request.HasField("add_generation_prompt") else not goes_on
+    prompt = worker.template.render(
+        [(message.role, message.content) for message in request.messages],
+        add_generation_prompt=is_opened,
+        continue_final_message=goes_on,
+    )
+    return _tokenized(worker, prompt, "messages", add_special_tokens=False)
 
 
 def _tokenized(worker: DecoderWorker, text: str, param: str, *, add_special_tokens: bool) -> list[int]:

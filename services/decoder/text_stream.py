@@ -15,7 +15,8 @@ class Detokenizer(Protocol):
 class TextStream:
     """Holds back what may be the beginning of a stop string, so that no part of one leaks.
 
-    `is_stopped` turns true when a stop string is complete; what follows it is dropped.
+    `is_stopped` turns true when a stop string is complete; what follows it is dropped. `num_characters` counts those
+    that came from the tokens, `num_told_characters` those that are out.
     """
 
     def __init__(self, detokenizer: Detokenizer, stop_strings: Sequence[str] = ()) -> None:
@@ -24,6 +25,8 @@ class TextStream:
         self._stop_strings = tuple(stop_strings)
         self._held = ""
         self.is_stopped = False
+        self.num_characters = 0
+        self.num_told_characters = 0
 
     def append(self, token_id: int, *, may_stop: bool = True) -> str:
         """The text that this token sets free. Without `may_stop`, stop strings pass (a minimum is not reached yet)."""
@@ -35,10 +38,18 @@ class TextStream:
             return ""
         freed = self._release(self._detokenizer.finish(), may_stop=True)
         rest, self._held = self._held, ""
-        return freed if self.is_stopped else freed + rest
+        if self.is_stopped:
+            return freed
+        self.num_told_characters += len(rest)
+        return freed + rest
 
     def _release(self, piece: str, *, may_stop: bool) -> str:
-        text = self._held + piece
+        self.num_characters += len(piece)
+        freed = self._freed(self._held + piece, may_stop=may_stop)
+        self.num_told_characters += len(freed)
+        return freed
+
+    def _freed(self, text: str, *, may_stop: bool) -> str:
         if not may_stop:
             self._held = ""
             return text

@@ -9,6 +9,7 @@ from services.common.metrics import DecoderMetrics
 from services.common.settings import ConfigurationError, DecoderSettings, setting_of
 from services.decoder.block_manager import BlockManager
 from services.decoder.chat import ChatTemplate
+from services.decoder.choice import Choice
 from services.decoder.engine import Engine
 from services.decoder.generation import Generation
 from services.decoder.options import COMPLETION_MAX_TOKENS, Capacity, Defaults, Plan
@@ -94,19 +95,29 @@ class DecoderWorker:
         self, prompt_ids: list[int], plan: Plan, deadline: float | None, *, cache_namespace: str, priority: int
     ) -> Generation:
         """Puts a request into the engine; read its events, and cancel it when nobody does."""
-        params = self.runner.sampling_params(
-            temperature=plan.temperature,
-            top_p=plan.top_p,
-            top_k=plan.top_k,
-            min_p=plan.min_p,
-            seed=plan.seed,
-            min_tokens=plan.min_tokens,
-            stop_ids=sorted(plan.stop_ids),
-        )
         limits = Limits(plan.max_tokens, plan.min_tokens, plan.stop_ids, deadline)
-        token_ids = [*prompt_ids, *plan.output_token_ids]
-        sequence = Sequence(token_ids, len(prompt_ids), limits, params, cache_namespace, priority)
-        generation = Generation(sequence, TextStream(self.runner.new_detokenizer(), plan.stop_strings))
+        choices = []
+        for index, given in enumerate(plan.output_token_ids):
+            params = self.runner.sampling_params(
+                choice=index,
+                temperature=plan.temperature,
+                top_p=plan.top_p,
+                top_k=plan.top_k,
+                min_p=plan.min_p,
+                repetition_penalty=plan.repetition_penalty,
+                presence_penalty=plan.presence_penalty,
+                frequency_penalty=plan.frequency_penalty,
+                logit_bias=plan.logit_bias,
+                allowed_token_ids=plan.allowed_token_ids,
+                top_logprobs=plan.top_logprobs,
+                seed=plan.seed,
+                min_tokens=plan.min_tokens,
+                stop_ids=sorted(plan.stop_ids),
+            )
+            sequence = Sequence([*prompt_ids, *given], len(prompt_ids), limits, params, cache_namespace, priority)
+            text = TextStream(self.runner.new_detokenizer(), plan.stop_strings)
+            choices.append(Choice(sequence, text, index))
+        generation = Generation(choices)
         self.engine.submit(generation)
         return generation
 

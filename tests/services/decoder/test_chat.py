@@ -99,3 +99,39 @@ def test_a_refusal_does_not_repeat_the_conversation() -> None:
 def test_a_source_that_is_no_template() -> None:
     with pytest.raises(ValueError, match="chat template"):
         template("{% if %}")
+
+
+MARKED = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</end>{% endfor %}"
+    "{% if add_generation_prompt %}<a>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "expected"),
+    [
+        (MARKED, "Once upon", "<user>a</end><assistant>Once upon"),
+        (MARKED, " Once upon ", "<user>a</end><assistant>Once upon"),
+        ("{{ messages[-1].content }}|", "Once ", "Once "),
+        ("{{ messages[-1].content }}|", "Once\n\n", "Once\n\n"),
+        (MARKED, "a", "<user>a</end><assistant>a"),
+    ],
+)
+def test_an_answer_may_go_on_with_the_final_message(source: str, content: str, expected: str) -> None:
+    said = [("user", "a"), ("assistant", content)]
+    made = template(source).render(said, add_generation_prompt=False, continue_final_message=True)
+    assert made == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "opens", "param"),
+    [
+        (MARKED, "Once", True, "add_generation_prompt"),
+        (MARKED, "  ", False, "messages"),
+        ("{{ messages[-1].content | upper }}", "Once", False, "messages"),
+    ],
+)
+def test_what_can_not_go_on(source: str, content: str, opens: bool, param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        template(source).render([("user", content)], add_generation_prompt=opens, continue_final_message=True)
+    assert refused.value.param == param

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from services.common.errors import Cancelled, DeadlineExceeded, Draining, Intern
 from services.common.metrics import DecoderMetrics
 from services.decoder import engine as engine_module
 from services.decoder.block_manager import BlockManager
+from services.decoder.choice import Choice
 from services.decoder.engine import Engine
 from services.decoder.events import Delta, Ended, Event, Finished, Started
 from services.decoder.generation import Generation
@@ -23,6 +25,15 @@ from services.decoder.sequence import Sequence as Tokens
 from services.decoder.text_stream import TextStream
 
 STOP = 0
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A draw of which nothing else is told."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 class Words:
@@ -49,12 +60,12 @@ class Script:
         self.batches: list[list[int]] = []
         self.fails = False
 
-    def execute(self, batch: Batch) -> list[int | None]:
+    def execute(self, batch: Batch) -> list[Drawn | None]:
         time.sleep(0.001)  # a step takes time, so that something can happen meanwhile
         self.batches.append([row.num_new_tokens for row in batch.rows])
         if self.fails:
             raise ValueError("the secret prompt")
-        return [self.draw(row.sequence) if row.is_caught_up else None for row in batch.rows]
+        return [Drawn(self.draw(row.sequence)) if row.is_caught_up else None for row in batch.rows]
 
 
 class Machine(Script):
@@ -69,11 +80,11 @@ class Machine(Script):
     def now(self) -> float:
         return self.seconds
 
-    def execute(self, batch: Batch) -> list[int | None]:
+    def execute(self, batch: Batch) -> list[Drawn | None]:
         self.batches.append([row.num_new_tokens for row in batch.rows])
         self.during.get(len(self.batches), lambda: None)()
         self.seconds += 0.020 + 0.001 * batch.num_tokens
-        return [self.draw(row.sequence) if row.is_caught_up else None for row in batch.rows]
+        return [Drawn(self.draw(row.sequence)) if row.is_caught_up else None for row in batch.rows]
 
 
 class House:
@@ -123,11 +134,17 @@ class House:
         max_tokens: int = 5,
         stops: Sequence[str] = (),
         given: Sequence[int] = (),
+        num_choices: int = 1,
         **limits: object,
     ) -> Generation:
         made = Limits(max_tokens, stop_ids=frozenset({STOP}), **limits)
-        sequence = Tokens([1] * num_prompt + list(given), num_prompt, made)
-        return Generation(sequence, TextStream(Words(), stops))
+        prompt = [1] * num_prompt + list(given)
+        return Generation(
+            [
+                Choice(Tokens(list(prompt), num_prompt, made), TextStream(Words(), stops), index)
+                for index in range(num_choices)
+            ]
+        )
 
 
 @asynccontextmanager
@@ -361,7 +378,7 @@ async def test_text_that_fails_ends_its_request_alone() -> None:
 
     async with house() as h:
         other = h.submit(max_tokens=30)
-        broken = Generation(Tokens([1, 1], 2, Limits(9)), TextStream(Broken()))
+        broken = Generation([Choice(Tokens([1, 1], 2, Limits(9)), TextStream(Broken()))])
         h.engine.submit(broken)
         with pytest.raises(Internal) as failed:
             await read(broken)
@@ -401,6 +418,60 @@ async def test_a_reader_that_takes_nothing_is_cancelled(monkeypatch: pytest.Monk
             await read(generation)
 
 
+async def test_choices_share_their_prompt_and_end_one_by_one() -> None:
+    """Choice c writes c + 1 tokens; the prompt of two whole blocks and a half is computed once, then only its rest."""
+    lengths: dict[int, int] = {}
+
+    def draw(tokens: Tokens) -> int:
+        place = lengths.setdefault(id(tokens), len(lengths))
+        return STOP if tokens.num_output_tokens == place else 7
+
+    async with house(Script(draw)) as h:
+        generation = h.submit(10, max_tokens=9, num_choices=3)
+        events = await read(generation)
+        assert h.runner.batches[:2] == [[10], [2, 2]]
+        assert isinstance(events[0], Started)
+        assert [e for e in events if isinstance(e, Finished)] == [Finished(FinishReason.STOP, c) for c in range(3)]
+        for choice in range(3):
+            mine = [e for e in events if isinstance(e, Delta | Finished) and e.choice == choice]
+            assert [e.token_ids for e in mine[:-1]] == [(7,)] * choice + [(STOP,)]
+            assert isinstance(mine[-1], Finished)
+        assert isinstance(events[-1], Ended)
+        assert (events[-1].num_prompt_tokens, events[-1].num_output_tokens) == (10, 6)
+        assert events[-1].num_cached_tokens == 0
+        assert h.sample("prefix_cache_hits_total") == 16
+        assert h.sample("time_to_first_token_seconds_count") == 1
+
+
+async def test_choices_that_were_whole_are_told_at_the_start() -> None:
+    async with house() as h:
+        done = [7, 7, 7]
+        choices = [
+            Choice(Tokens([1, 1, *(done if i != 1 else [])], 2, Limits(3)), TextStream(Words()), i) for i in range(3)
+        ]
+        generation = Generation(choices)
+        h.engine.submit(generation)
+        events = await read(generation)
+        length = FinishReason.LENGTH
+        assert isinstance(events[0], Started)
+        assert events[1:3] == [Finished(length, 0), Finished(length, 2)]
+        assert [type(e) for e in events[3:]] == [Delta, Delta, Delta, Finished, Ended]
+        assert events[-2] == Finished(length, 1)
+
+
+async def test_a_failed_step_ends_all_choices_at_once() -> None:
+    async with house(num_blocks=200) as h:
+        generation = h.submit(max_tokens=500, num_choices=4)
+        events = generation.events()
+        for _ in range(12):
+            await anext(events)
+        h.runner.fails = True
+        with pytest.raises(Internal):
+            await read(generation)
+        h.runner.fails = False
+        assert isinstance((await read(h.submit()))[-1], Ended)
+
+
 class Reader(Script):
     """A runner whose cache reads back, and which fails when told to."""
 
@@ -409,10 +480,10 @@ class Reader(Script):
         self.memory = PagedMemory(block_size, draw)
         self.misread: list[AssertionError] = []
 
-    def execute(self, batch: Batch) -> list[int | None]:
+    def execute(self, batch: Batch) -> list[Drawn | None]:
         super().execute(batch)
         try:
-            return self.memory.execute(batch)
+            return [None if token is None else Drawn(token) for token in self.memory.execute(batch)]
         except AssertionError as error:
             self.misread.append(error)
             raise
@@ -428,8 +499,9 @@ async def test_every_request_ends_exactly_once(seed: int, num_blocks: int) -> No
 
         async def one() -> str:
             await asyncio.sleep(chance.random() * 0.05)
-            given = [1] * chance.randrange(3)
-            generation = h.submit(chance.randrange(1, 30), chance.randrange(1, 30), stops=["3 1"], given=given)
+            given, num_choices = [1] * chance.randrange(3), chance.choice([1, 1, 2, 5])
+            lengths = chance.randrange(1, 30), chance.randrange(1, 30)
+            generation = h.submit(*lengths, stops=["3 1"], given=given, num_choices=num_choices)
             cancel_after = chance.choice([None, None, 1, 3])
             seen: list[Event] = []
             try:
@@ -441,7 +513,8 @@ async def test_every_request_ends_exactly_once(seed: int, num_blocks: int) -> No
                 assert not any(isinstance(event, Ended) for event in seen)
                 return error.code
             assert [type(e) for e in seen[-2:]] == [Finished, Ended]
-            assert sum(isinstance(e, Finished) for e in seen) == sum(isinstance(e, Ended) for e in seen) == 1
+            assert sum(isinstance(e, Ended) for e in seen) == 1
+            assert sorted(e.choice for e in seen if isinstance(e, Finished)) == list(range(num_choices))
             assert [i for i, e in enumerate(seen) if isinstance(e, Started)] == [0]
             return "ended"
 

@@ -79,9 +79,69 @@ def test_an_answer_that_does_not_fit() -> None:
         ("output_token_ids", [common_pb2.TokenIds(ids=[50])]),
         ("output_token_ids", [common_pb2.TokenIds(ids=[1] * 31)]),
         ("output_token_ids", [common_pb2.TokenIds(), common_pb2.TokenIds()]),
+        ("n", 0),
+        ("n", 129),
+        ("n", 10_000),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", float("inf")),
+        ("presence_penalty", 2.1),
+        ("presence_penalty", float("nan")),
+        ("frequency_penalty", -2.1),
+        ("logit_bias", {50: 1.0}),
+        ("logit_bias", {-1: 1.0}),
+        ("logit_bias", {3: 100.5}),
+        ("logit_bias", {3: float("nan")}),
+        ("allowed_token_ids", common_pb2.TokenIds()),
+        ("allowed_token_ids", common_pb2.TokenIds(ids=[50])),
+        ("top_logprobs", 1),
     ],
 )
 def test_wrong_values(param: str, value: object) -> None:
     with pytest.raises(InvalidRequest) as refused:
         planned(**{param: value})
     assert refused.value.param == param
+
+
+def test_what_is_drawn_and_told_as_asked() -> None:
+    made = planned(
+        n=3,
+        repetition_penalty=1.5,
+        presence_penalty=-2,
+        frequency_penalty=2,
+        logit_bias={7: -100, 3: 2.5},
+        allowed_token_ids=common_pb2.TokenIds(ids=[4, 1, 4]),
+        logprobs=True,
+        top_logprobs=20,
+    )
+    assert (made.repetition_penalty, made.presence_penalty, made.frequency_penalty) == (1.5, -2, 2)
+    assert (made.logit_bias, made.allowed_token_ids, made.top_logprobs) == (((3, 2.5), (7, -100)), (1, 4), 20)
+    assert made.output_token_ids == ((), (), ())
+    plain = planned()
+    assert (plain.repetition_penalty, plain.presence_penalty, plain.frequency_penalty) == (1, 0, 0)
+    assert (plain.logit_bias, plain.allowed_token_ids, plain.top_logprobs) == ((), None, None)
+    assert planned(logprobs=True).top_logprobs == 0
+
+
+def test_more_than_twenty_beside_a_token() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        planned(logprobs=True, top_logprobs=21)
+    assert refused.value.param == "top_logprobs"
+
+
+def test_only_stops_are_no_choice_before_the_minimum() -> None:
+    assert planned(allowed_token_ids=common_pb2.TokenIds(ids=[2])).allowed_token_ids == (2,)
+    with pytest.raises(InvalidRequest) as refused:
+        planned(allowed_token_ids=common_pb2.TokenIds(ids=[2]), min_tokens=1)
+    assert refused.value.param == "allowed_token_ids"
+
+
+def test_an_echo_alone_writes_nothing() -> None:
+    assert planned(max_tokens=0, echo=True).max_tokens == 0
+    assert planned(80, max_tokens=0, echo=True).max_tokens == 0
+    with pytest.raises(ContextLengthExceeded):
+        planned(81, max_tokens=0, echo=True)
+
+
+def test_choices_go_on_from_their_own_tokens() -> None:
+    given = [common_pb2.TokenIds(ids=[4, 5]), common_pb2.TokenIds()]
+    assert planned(n=2, output_token_ids=given).output_token_ids == ((4, 5), ())

@@ -8,6 +8,7 @@ import pytest
 from services.common.metrics import DecoderMetrics
 from services.common.settings import DecoderSettings
 from services.decoder.block_manager import BlockManager
+from services.decoder.choice import Choice
 from services.decoder.engine import Engine
 from services.decoder.events import Delta, Ended, Started
 from services.decoder.generation import Generation
@@ -44,7 +45,7 @@ class House:
             temperature=0, top_p=1, top_k=0, min_p=0, seed=0, min_tokens=0, stop_ids=()
         )
         sequence = Sequence([*prompt], len(prompt), Limits(num_tokens), params)
-        generation = Generation(sequence, TextStream(self.runner.new_detokenizer()))
+        generation = Generation([Choice(sequence, TextStream(self.runner.new_detokenizer()))])
         self.engine.submit(generation)
         return generation
 

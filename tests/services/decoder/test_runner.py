@@ -53,7 +53,7 @@ def run(runner: Runner, sequences: Items[Sequence], *, max_batch_tokens: int = 6
         scheduler.add(one)
     while not scheduler.is_idle:
         batch = scheduler.schedule()
-        scheduler.commit(batch, runner.execute(batch))
+        scheduler.commit(batch, [None if draw is None else draw.token for draw in runner.execute(batch)])
         for row in batch.rows:
             if row.sequence.finish_reason():
                 scheduler.remove(row.sequence)

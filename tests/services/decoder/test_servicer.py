@@ -166,7 +166,7 @@ async def test_a_priority_that_is_none(house: House, said: str) -> None:
 async def test_a_priority_goes_with_its_sequence(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, seen = house.door.open().engine, []
     submit = engine.submit
-    monkeypatch.setattr(engine, "submit", lambda made: (seen.append(made.sequence.priority), submit(made)))
+    monkeypatch.setattr(engine, "submit", lambda made: (seen.append(made.leader.sequence.priority), submit(made)))
     for metadata in ((), ((PRIORITY, "-100"),), ((PRIORITY, "7"),)):
         await house.generate(metadata=metadata)
     assert seen == [0, -100, 7]
@@ -283,3 +283,62 @@ async def test_a_reader_that_goes_away_frees_its_blocks(house: House) -> None:
     assert house.sample("kv_cache_usage_ratio") == 0
     assert house.sample("prompt_tokens_total") == 2, "the prompt was computed"
     assert (house.sample("generated_tokens_total") or 0) < 110
+
+
+async def test_choices_have_numbers_of_their_own(house: House) -> None:
+    """Each is what it is alone: drawn with its index, and counted once with the prompt."""
+    asked = {"max_tokens": 6, "temperature": 1.5, "seed": 3, "ignore_eos": True}
+    events = await house.generate(n=3, **asked)
+    mine = {c: [e for e in events if e.HasField("delta") and e.delta.choice == c] for c in range(3)}
+    assert sorted(e.finished.choice for e in events if e.HasField("finished")) == [0, 1, 2]
+    assert len({text(deltas) for deltas in mine.values()}) == 3
+    usage = events[-1].ended.usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (3, 18, 21)
+    assert token_ids(mine[0]) == token_ids(await house.generate(**asked))
+    again = await house.generate(n=2, **asked)
+    assert [t for e in again if e.delta.choice == 1 for t in e.delta.token_ids] == token_ids(mine[1])
+
+
+async def test_log_probabilities_are_told_with_the_tokens(house: House) -> None:
+    events = await house.generate(max_tokens=5, temperature=0, ignore_eos=True, logprobs=True, top_logprobs=2)
+    scores = [each for e in events for each in e.delta.logprobs]
+    assert [each.token.token_id for each in scores] == token_ids(events)
+    for each in scores:
+        assert each.top[0].token_id == each.token.token_id
+        assert each.top[0].logprob == each.token.logprob > each.top[1].logprob
+        assert each.token.text == f"w{each.token.token_id}"
+        assert each.token.text_bytes == each.token.text.encode()
+    plain = await house.generate(max_tokens=5, temperature=0, ignore_eos=True)
+    assert token_ids(plain) == token_ids(events)
+    assert not any(e.delta.logprobs for e in plain)
+
+
+async def test_biases_and_allowed_tokens_steer(house: House) -> None:
+    asked = {"max_tokens": 4, "temperature": 0, "ignore_eos": True}
+    assert token_ids(await house.generate(logit_bias={17: 100}, **asked)) == [17] * 4
+    allowed = common_pb2.TokenIds(ids=[20, 21])
+    assert set(token_ids(await house.generate(allowed_token_ids=allowed, **asked))) <= {20, 21}
+    both = token_ids(
+        await house.generate(logit_bias={17: 100, 18: 100}, frequency_penalty=2, **{**asked, "max_tokens": 9})
+    )
+    assert min(both.count(17), both.count(18)) >= 3
+
+
+async def test_an_echo_tells_the_prompt_s_text(house: House) -> None:
+    for prompt in ("w5 w9", [5, 9]):
+        events = await house.generate(prompt, max_tokens=0, echo=True)
+        assert [e.WhichOneof("event") for e in events] == ["started", "finished", "ended"]
+        assert events[0].started.prompt_text == "w5 w9"
+        assert events[1].finished.finish_reason == streams_pb2.FINISH_REASON_LENGTH
+    assert (await house.generate("w5", max_tokens=1))[0].started.prompt_text == ""
+
+
+async def test_an_answer_goes_on_with_the_final_message(house: House) -> None:
+    messages = [decoder_pb2.ChatMessage(role="assistant", content="w5 w9")]
+    options = decoder_pb2.GenerationOptions(max_tokens=3, temperature=0, ignore_eos=True, return_prompt_token_ids=True)
+    whole = decoder_pb2.ChatRequest(messages=messages, options=options, continue_final_message=True)
+    events = [response.event async for response in house.decoder.Chat(whole)]
+    assert list(events[0].started.prompt_token_ids)[-2:] == [5, 9]
+    whole.add_generation_prompt = True
+    error = await refusal(house.decoder.Chat(whole).read())
+    assert (error.code, error.param) == ("invalid_request", "add_generation_prompt")
