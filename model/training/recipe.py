@@ -14,16 +14,16 @@ class Tuning:
     """What is trained beside the head: low-rank factors, or the weights themselves.
 
     A model whose every weight was trained becomes an adapter too: its difference, cut down to `rank`. `linears` are
-    patterns of the paths that take part ("blocks.*.attention.*"). `start` is an adapter of the same task to go on from;
-    what is kept in the end lies between it and what was learnt, with a weight of `start_share` on the start, which
-    often does better than either (Wortsman et al., 2022).
+    patterns of the paths that take part ("blocks.*.attention.*"). `start` is an adapter of the same task to go on from.
+    What is kept is the mean of the run's changes and those of the adapters `averaged_with`, which other runs made: it
+    often does better than any of them (Wortsman et al., 2022), and its rank is the sum of theirs.
     """
 
     method: Literal["lora", "full"]
     rank: int
     linears: tuple[str, ...] = ("*",)
     start: Path | None = None
-    start_share: float = 0.0
+    averaged_with: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

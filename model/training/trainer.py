@@ -159,7 +159,7 @@ class Trainer(Generic[ExampleT]):
 
     def _average(self) -> None:
         """Takes the weights into their mean, once the last part of the run has begun."""
-        first = self.num_steps - round(self.num_steps * self._settings.averaged_ratio)
+        first = self.num_steps - math.ceil(self.num_steps * self._settings.averaged_ratio)
         if self.step <= first:
             return
         for name, parameter in self.tuned.parameters.items():

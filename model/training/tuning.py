@@ -4,7 +4,8 @@ An encoder ends as an adapter. A decoder has none when it serves, so it ends as 
 """
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +24,14 @@ def body_of(model: Trainable) -> nn.Module:
 class TunedModel:
     """A model, a head, and the parameters that are trained, by name.
 
-    Raises: ValueError for patterns that no Linear has the path of, or a start that does something else or is missing.
+    Raises: ValueError for patterns that no Linear has the path of, or for another adapter that does something else.
     """
 
     def __init__(self, model: Trainable, recipe: Recipe, *, task: str, labels: tuple[str, ...]) -> None:
         self.model = model
         self._recipe, self._task, self._labels = recipe, task, labels
         tuning = recipe.tuning
+        self._others = [self._read(path, "averaged_with") for path in tuning.averaged_with]
         linears = linears_of(body_of(model))
         self._paths = [path for path in linears if any(fnmatch.fnmatch(path, one) for one in tuning.linears)]
         if not self._paths:
@@ -48,9 +50,6 @@ class TunedModel:
         self.parameters = self._trained()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        self._start = {
-            name: parameter.detach().clone() for name, parameter in self.parameters.items() if tuning.start_share
-        }
         self._before = {
             path: linears[path].weight.detach().clone()
             for path in self._paths
@@ -61,15 +60,17 @@ class TunedModel:
         """The adapter that the recipe goes on from. Raises: ValueError for one that does something else."""
         tuning = self._recipe.tuning
         if tuning.start is None:
-            if tuning.start_share:
-                raise ValueError("tuning.start_share is a share of tuning.start, which is missing")
             return None
-        adapter = Adapter.load(tuning.start)
+        adapter = self._read(tuning.start, "start")
         ranks = {len(down_RI) for down_RI in adapter.down.values()}
-        if (adapter.task, adapter.labels) != (self._task, self._labels):
-            raise ValueError(f"tuning.start: {tuning.start} is for {adapter.task} {', '.join(adapter.labels)}")
         if tuning.method != "lora" or adapter.down.keys() != set(self._paths) or ranks != {tuning.rank}:
             raise ValueError(f"tuning.start: {tuning.start} has other factors than those that the recipe trains")
+        return adapter
+
+    def _read(self, path: Path, key: str) -> Adapter:
+        adapter = Adapter.load(path)
+        if (adapter.task, adapter.labels) != (self._task, self._labels):
+            raise ValueError(f"tuning.{key}: {path} is for {adapter.task} {', '.join(adapter.labels)}")
         return adapter
 
     def _trained(self) -> dict[str, nn.Parameter]:
@@ -93,8 +94,6 @@ class TunedModel:
         """
         for parameter in self.parameters.values():
             parameter.requires_grad_(False)
-        for name, start in self._start.items():
-            self.parameters[name].lerp_(start, self._recipe.tuning.start_share)
         linears = linears_of(body_of(self.model))
         if isinstance(self.model, CausalLanguageModel):
             for module in linears.values():
@@ -107,7 +106,11 @@ class TunedModel:
             for path, weight in self._before.items():
                 linears[path].weight.copy_(weight)
             give_factors(self.model.encoder, [Adapter(self._recipe.name, self._labels, *factors, {})])
-        return detach(self._recipe.name, self._labels, self.model, self.head, task=self._task)
+        adapter = detach(self._recipe.name, self._labels, self.model, self.head, task=self._task)
+        if self._others:
+            adapter = mean_of([adapter, *self._others])
+            (self.head,) = attach(self.model, [adapter])
+        return adapter
 
     def _compressed(self) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         """What full tuning changed, as the factors of the recipe's rank that come closest to it."""
@@ -119,3 +122,23 @@ class TunedModel:
             up[path] = u_OR[:, :rank] * s_R[:rank].sqrt()
             down[path] = v_RI[:rank] * s_R[:rank, None].sqrt()
         return down, up
+
+
+def mean_of(adapters: Sequence[Adapter]) -> Adapter:
+    """The mean of what adapters of one task change, exactly: their factors side by side. Their heads are averaged too.
+
+    Raises: ValueError where they change other Linears.
+    """
+    first = adapters[0]
+    if any(one.down.keys() != first.down.keys() for one in adapters):
+        raise ValueError("tuning.averaged_with: an adapter changes other Linears than the recipe trains")
+    down = {path: torch.cat([one.down[path].to(tensor) for one in adapters]) for path, tensor in first.down.items()}
+    up = {
+        path: torch.cat([one.up[path].to(tensor) for one in adapters], dim=1) / len(adapters)
+        for path, tensor in first.up.items()
+    }
+    head = {
+        name: torch.stack([one.head[name].to(tensor) for one in adapters]).mean(dim=0)
+        for name, tensor in first.head.items()
+    }
+    return Adapter(first.name, first.labels, down, up, head, first.task)

@@ -1,5 +1,6 @@
 """The loop: a run that was cut goes on bit for bit, the best weights are kept, the rate takes its course."""
 
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_a_run_that_was_cut_goes_on_as_if_it_was_not(tmp_path: Path, precision: 
 def test_what_counts_is_the_mean_of_the_last_weights(tmp_path: Path) -> None:
     """The steps themselves stay as they are; a run that is cut while it averages has the same mean."""
     plain = trainer(tmp_path)
-    num_averaged = round(plain.num_steps * 0.4)
+    num_averaged = math.ceil(plain.num_steps * 0.4)
     kept = []
     for step in range(1, plain.num_steps + 1):
         plain.run(until_step=step)

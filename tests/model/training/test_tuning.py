@@ -51,22 +51,43 @@ def test_an_adapter_is_gone_on_from(tmp_path: Path) -> None:
     assert all(torch.equal(first.parameters[name], one) for name, one in second.parameters.items())
 
 
-def test_what_is_kept_lies_between_the_start_and_what_was_learnt(tmp_path: Path) -> None:
-    first = tuned(tmp_path).finish()
-    assert first is not None
-    first.save(tmp_path / "first", dtype=torch.float32)
-    second = tuned(tmp_path, start=tmp_path / "first", start_share=0.25)
+def begun(folder: Path, name: str, generator: torch.Generator, **changes: Any) -> Adapter:
+    """An adapter in a folder, with values in all of its factors."""
+    made = tuned(folder, **changes)
     with torch.no_grad():
-        for parameter in second.parameters.values():
-            parameter += 1.0
-    kept = second.finish()
+        for parameter in made.parameters.values():
+            parameter += torch.randn(parameter.shape, generator=generator) * 0.1
+    adapter = made.finish()
+    assert adapter is not None
+    adapter.save(folder / name, dtype=torch.float32)
+    return adapter
+
+
+def test_what_is_kept_is_the_mean_of_the_changes_of_several_runs(tmp_path: Path) -> None:
+    """Of products of factors, not of factors; figures are those of the mean."""
+    generator = torch.Generator().manual_seed(5)
+    first, second = (begun(tmp_path, name, generator) for name in ("first", "second"))
+    third = tuned(tmp_path, start=tmp_path / "first", averaged_with=(tmp_path / "second",))
+    kept = third.finish()
     assert kept is not None
-    for before, after in ((first.up, kept.up), (first.down, kept.down), (first.head, kept.head)):
-        assert before.keys() == after.keys()
-        for name, tensor in after.items():
-            torch.testing.assert_close(tensor, before[name] + 0.75)
-    with pytest.raises(ValueError, match=r"a share of tuning\.start, which is missing"):
-        tuned(tmp_path, start_share=0.25)
+    for path, up in kept.up.items():
+        each = [one.up[path] @ one.down[path] for one in (first, second)]
+        assert up.shape[1] == 16
+        torch.testing.assert_close(up @ kept.down[path], (each[0] + each[1]) / 2)
+    for name, tensor in third.head.state_dict().items():
+        torch.testing.assert_close(tensor, (first.head[name] + second.head[name]) / 2)
+    given = third.model.encoder.blocks[0].attention.project_in.adapters
+    torch.testing.assert_close(given.up[0], kept.up["blocks.0.attention.project_in"])
+
+
+def test_only_runs_of_the_same_kind_are_averaged(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(5)
+    begun(tmp_path, "first", generator)
+    begun(tmp_path, "narrow", generator, linears=("*.attention.*",))
+    with pytest.raises(ValueError, match=r"tuning\.averaged_with: .* is for classify bad, good"):
+        tuned(tmp_path, labels=("good", "bad"), averaged_with=(tmp_path / "first",))
+    with pytest.raises(ValueError, match="changes other Linears"):
+        tuned(tmp_path, averaged_with=(tmp_path / "narrow",)).finish()
 
 
 @pytest.mark.parametrize(
