@@ -478,13 +478,13 @@ inline void merge(const AttentionSpec& spec, const AttentionBatch& batch, int ro
 }
 
 template <typename Layout>
-inline void store_heads(const AttentionSpec& spec, const LayerPages& layer, int64_t slot, const float* key,
-                        const float* value) {
+inline void store_heads(const AttentionSpec& spec, const LayerPages& layer, int64_t slot, int begin, int end,
+                        const float* key, const float* value) {
     constexpr int kStep = Layout::kStep;
     const Pages<Layout> pages(spec, layer);
     const int64_t page = slot / pages.block_size;
     const int64_t offset = slot % pages.block_size;
-    for (int head = 0; head < spec.num_key_value_heads; ++head, key += spec.head_width, value += spec.head_width) {
+    for (int head = begin; head < end; ++head, key += spec.head_width, value += spec.head_width) {
         typename Layout::Number* keys = pages.keys(page, head) + offset * kStep;
         typename Layout::Number* values =
             pages.values(page, head) + offset / kStep * pages.value_line + offset % kStep;
@@ -497,14 +497,14 @@ inline void store_heads(const AttentionSpec& spec, const LayerPages& layer, int6
     }
 }
 
-// A token's keys and values, all heads side by side, into its slot.
-inline void store_token(const AttentionSpec& spec, const LayerPages& pages, int64_t slot, const float* key,
-                        const float* value) {
+// A token's keys and values of heads [begin, end), side by side, into its slot.
+inline void store_token(const AttentionSpec& spec, const LayerPages& pages, int64_t slot, int begin, int end,
+                        const float* key, const float* value) {
     switch (pages.type) {
         case CacheType::float32:
-            return store_heads<Float32Layout>(spec, pages, slot, key, value);
+            return store_heads<Float32Layout>(spec, pages, slot, begin, end, key, value);
         case CacheType::bf16:
-            return store_heads<Bf16Layout>(spec, pages, slot, key, value);
+            return store_heads<Bf16Layout>(spec, pages, slot, begin, end, key, value);
     }
 }
 

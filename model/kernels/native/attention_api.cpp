@@ -31,7 +31,8 @@ JANUS_API int32_t janus_attention_write(const janus::Kernels* kernels, janus::Th
                                         int64_t value_stride, const int64_t* slots, int64_t num_tokens) {
     threads->run([&](janus::Crew& crew) {
         crew.share(num_tokens, janus::kStoredTokens, [&](int64_t t) {
-            kernels->store(*spec, *pages, slots[t], keys + t * key_stride, values + t * value_stride);
+            kernels->store(*spec, *pages, slots[t], 0, spec->num_key_value_heads, keys + t * key_stride,
+                           values + t * value_stride);
         });
     });
     return janus::kOk;

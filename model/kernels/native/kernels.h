@@ -34,7 +34,9 @@ struct Kernels {
     // Turns the q and k parts of a row.
     void (*rotate)(const Rotation&, int64_t position, float* row);
 
-    void (*store)(const AttentionSpec&, const LayerPages&, int64_t slot, const float* key, const float* value);
+    // Keys and values of heads [begin, end) of a token, side by side.
+    void (*store)(const AttentionSpec&, const LayerPages&, int64_t slot, int begin, int end, const float* key,
+                  const float* value);
     void (*attend)(const AttentionSpec&, const LayerPages&, const AttentionUnit&, const AttentionBatch&);
     void (*merge)(const AttentionSpec&, const AttentionBatch&, int row, int head);
 

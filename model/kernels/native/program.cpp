@@ -16,13 +16,13 @@ namespace {
 // Rows that go through a tile together: enough that the tile's bytes are loaded seldom, few enough to share among threads.
 constexpr int kStripRows = 48;
 
-// Times that a thread comes for work in a phase: often enough that one who was held up leaves little to wait for, seldom
-// enough that neighbouring tiles, and neighbouring rows, which share lines of a cache, mostly go to one thread.
-constexpr int kTurns = 4;
+// Neighbouring rows share lines of a cache, so a thread takes some at a time where there are many.
+constexpr int kRowGrain = 8;
 
-int64_t grain_of(int64_t num_units, const Crew& crew) {
-    return std::max<int64_t>(1, num_units / (int64_t(kTurns) * crew.size()));
-}
+// So few rows are normalised by every thread for itself: that takes less than to meet.
+constexpr int kFewRows = 2;
+
+int row_grain_of(int num_rows) { return num_rows < kRowGrain * kRowGrain ? 1 : kRowGrain; }
 
 bool is_row_wise(const Operation& operation) {
     return operation.kind != Kind::product && operation.kind != Kind::attend;
@@ -56,6 +56,17 @@ class Program {
         int num_buffers = 0;
         for (const Value& value : values_) num_buffers = std::max(num_buffers, value.buffer + 1);
         buffers_ = std::vector<Buffer>(size_t(num_buffers));
+        std::vector<int> num_reads(values_.size());
+        for (const Operation& operation : operations_)
+            for (const int value : {operation.input, operation.addend})
+                if (value >= 0) ++num_reads[size_t(value)];
+        for (size_t i = 0; i < operations_.size(); ++i) {
+            const Operation& operation = operations_[i];
+            const bool has_product = i + 1 < operations_.size() && operations_[i + 1].kind == Kind::product &&
+                                     operations_[i + 1].output >= 0 && operations_[i + 1].input == operation.output;
+            is_for_next_alone_.push_back(operation.kind == Kind::norm && has_product &&
+                                         num_reads[size_t(operation.output)] == 1);
+        }
         for (const Operation& operation : operations_) {
             if (operation.kind != Kind::attend) continue;
             const auto same = [&](const Plan& other) { return other.spec == operation.attention; };
@@ -70,13 +81,16 @@ class Program {
 
   private:
     void reserve(const Batch& batch, int num_threads);
+    void make_room(int value, int num_rows, Buffer& buffer) const;
+    Rows rows_of(int value, const Buffer& buffer) const;
     Status check(const Batch& batch) const;
     int num_rows(int value, const Batch& batch) const {
         return values_[size_t(value)].rows == RowSpace::tokens ? batch.num_tokens : batch.num_rows;
     }
     void step(Crew& crew, const Batch& batch);
     void row_wise(const Operation& operation, const Batch& batch, int row);
-    void multiply(Crew& crew, const Operation& operation, const Batch& batch);
+    void multiply(Crew& crew, const Operation& operation, const Rows& input, const Batch& batch);
+    Rows normalise_alone(int thread, const Operation& norm, const Batch& batch);
     void score(Crew& crew, const Operation& operation, const Batch& batch);
     void attend(Crew& crew, const Operation& operation, const Batch& batch);
     Product product_of(const Operation& operation) const;
@@ -90,6 +104,9 @@ class Program {
     const std::vector<Value> values_;
     std::vector<Rows> rows_;
     std::vector<Buffer> buffers_;
+    std::vector<Buffer> own_;  // a thread each
+    // Whether an operation is a norm that the product after it reads, and nothing else does.
+    std::vector<bool> is_for_next_alone_;
     std::vector<Plan> plans_;
     std::vector<size_t> plan_of_layer_;
     Memory<float> partials_;
@@ -129,38 +146,49 @@ Status Program::check(const Batch& batch) const {
     return kOk;
 }
 
+// Memory for so many rows of a value.
+void Program::make_room(int value, int num_rows, Buffer& buffer) const {
+    const int representations = values_[size_t(value)].representations;
+    const size_t count = size_t(num_rows);
+    const size_t width = size_t(values_[size_t(value)].width);
+    if (representations & kFloats) buffer.floats.reserve(count * width);
+    if (representations & kCodes) {
+        buffer.codes.reserve(count * width);
+        buffer.scales.reserve(count * (width / kScaleInputs));
+        buffer.totals.reserve(count * (width / kScaleInputs));
+        buffer.sums.reserve(count * (width / kGroupInputs));
+    }
+    if (representations & kHalves) buffer.halves.reserve(count * (width + 1));
+}
+
+Rows Program::rows_of(int value, const Buffer& buffer) const {
+    const int representations = values_[size_t(value)].representations;
+    Rows rows = {};
+    rows.width = values_[size_t(value)].width;
+    if (representations & kFloats) rows.floats = buffer.floats.get();
+    if (representations & kCodes) {
+        rows.codes = buffer.codes.get();
+        rows.scales = buffer.scales.get();
+        rows.totals = buffer.totals.get();
+        rows.sums = buffer.sums.get();
+    }
+    if (representations & kHalves) rows.halves = buffer.halves.get();
+    return rows;
+}
+
 // Everything that a step needs, before its threads start.
 void Program::reserve(const Batch& batch, int num_threads) {
     for (size_t v = 0; v < values_.size(); ++v) {
-        const Value& value = values_[v];
-        if (value.buffer < 0) continue;
-        Buffer& buffer = buffers_[size_t(value.buffer)];
-        const size_t count = size_t(num_rows(int(v), batch));
-        const size_t width = size_t(value.width);
-        if (value.representations & kFloats) buffer.floats.reserve(count * width);
-        if (value.representations & kCodes) {
-            buffer.codes.reserve(count * width);
-            buffer.scales.reserve(count * (width / kScaleInputs));
-            buffer.totals.reserve(count * (width / kScaleInputs));
-            buffer.sums.reserve(count * (width / kGroupInputs));
-        }
-        if (value.representations & kHalves) buffer.halves.reserve(count * (width + 1));
+        rows_[v] = Rows{};
+        rows_[v].width = values_[v].width;
+        if (values_[v].buffer >= 0) make_room(int(v), num_rows(int(v), batch), buffers_[size_t(values_[v].buffer)]);
     }
-    for (size_t v = 0; v < values_.size(); ++v) {
-        const Value& value = values_[v];
-        Rows& rows = rows_[v] = Rows{};
-        rows.width = value.width;
-        if (value.buffer < 0) continue;
-        const Buffer& buffer = buffers_[size_t(value.buffer)];
-        if (value.representations & kFloats) rows.floats = buffer.floats.get();
-        if (value.representations & kCodes) {
-            rows.codes = buffer.codes.get();
-            rows.scales = buffer.scales.get();
-            rows.sums = buffer.sums.get();
-            rows.totals = buffer.totals.get();
-        }
-        if (value.representations & kHalves) rows.halves = buffer.halves.get();
-    }
+    for (size_t v = 0; v < values_.size(); ++v)
+        if (values_[v].buffer >= 0) rows_[v] = rows_of(int(v), buffers_[size_t(values_[v].buffer)]);
+    while (own_.size() < size_t(num_threads)) own_.emplace_back();
+    for (size_t i = 0; i < operations_.size(); ++i)
+        if (is_for_next_alone_[i])
+            for (Buffer& own : own_) make_room(operations_[i].output, kFewRows, own);
     Likeliest* best = best_.reserve(size_t(num_threads) * size_t(batch.num_rows));
     std::fill(best, best + size_t(num_threads) * size_t(batch.num_rows), Likeliest{-INFINITY, -1});
     max_stretches_ = num_stretches(attention_of(batch));
@@ -194,16 +222,23 @@ void Program::step(Crew& crew, const Batch& batch) {
             attend(crew, operation, batch);
             ++i;
         } else if (operation.kind == Kind::product) {
-            operation.output < 0 ? score(crew, operation, batch) : multiply(crew, operation, batch);
+            if (operation.output < 0)
+                score(crew, operation, batch);
+            else
+                multiply(crew, operation, rows_[size_t(operation.input)], batch);
             ++i;
+        } else if (is_for_next_alone_[i] && num_rows(operation.output, batch) <= kFewRows) {
+            multiply(crew, operations_[i + 1], normalise_alone(crew.number(), operation, batch), batch);
+            i += 2;
         } else {
             // Neighbours that take a row each go through together, as long as they have the same rows.
             size_t end = i + 1;
+            const int count = num_rows(operation.output, batch);
             while (end < operations_.size() && is_row_wise(operations_[end]) &&
+                   !(is_for_next_alone_[end] && count <= kFewRows) &&
                    values_[size_t(operations_[end].output)].rows == values_[size_t(operation.output)].rows)
                 ++end;
-            const int count = num_rows(operation.output, batch);
-            crew.share(count, grain_of(count, crew), [&](int64_t row) {
+            crew.share(count, row_grain_of(count), [&](int64_t row) {
                 for (size_t j = i; j < end; ++j) row_wise(operations_[j], batch, int(row));
             });
             i = end;
@@ -245,14 +280,21 @@ Product Program::product_of(const Operation& operation) const {
             operation.activation, operation.is_gated != 0};
 }
 
-void Program::multiply(Crew& crew, const Operation& operation, const Batch& batch) {
-    const Product product = product_of(operation);
+// The few rows of a norm in this thread's own memory.
+Rows Program::normalise_alone(int thread, const Operation& operation, const Batch& batch) {
+    const Norm norm = {operation.weight, operation.bias, operation.epsilon, operation.takes_mean != 0};
     const Rows& input = rows_[size_t(operation.input)];
+    const Rows rows = rows_of(operation.output, own_[size_t(thread)]);
+    for (int row = 0; row < num_rows(operation.output, batch); ++row) kernels_.norm(norm, input, row, rows, row);
+    return rows;
+}
+
+void Program::multiply(Crew& crew, const Operation& operation, const Rows& input, const Batch& batch) {
+    const Product product = product_of(operation);
     const Rows& output = rows_[size_t(operation.output)];
     const int count = num_rows(operation.input, batch);
     const int num_strips = (count + kStripRows - 1) / kStripRows;
-    const int64_t num_units = int64_t(product.num_tiles()) * num_strips;
-    crew.share(num_units, grain_of(num_units, crew), [&](int64_t unit) {
+    crew.share(int64_t(product.num_tiles()) * num_strips, 1, [&](int64_t unit) {
         const int begin = int(unit % num_strips) * kStripRows;
         const int tile = int(unit / num_strips);
         kernels_.product(product, input, tile, begin, std::min(count, begin + kStripRows), output);
@@ -266,7 +308,7 @@ void Program::score(Crew& crew, const Operation& operation, const Batch& batch) 
     Rows scores = {};
     scores.floats = batch.scores;
     for (int s = 0; s < product.num_segments; ++s) scores.width += product.segments[s].num_outputs;
-    crew.share(product.num_tiles(), 16, [&](int64_t tile) {
+    crew.share(product.num_tiles(), 4, [&](int64_t tile) {
         kernels_.product(product, input, int(tile), 0, batch.num_scores, scores);
         kernels_.likeliest(product, input, int(tile), batch.num_scores, batch.num_rows, best_of(crew.number(), batch));
     });
@@ -279,27 +321,41 @@ void Program::attend(Crew& crew, const Operation& operation, const Batch& batch)
     const LayerPages& pages = batch.pages[operation.layer];
     const int width = spec.num_query_heads * spec.head_width;
     const int key_width = spec.num_key_value_heads * spec.head_width;
-    const Rotation rotation = {operation.cosines, operation.sines, spec.num_query_heads + spec.num_key_value_heads,
-                               spec.head_width};
     const std::vector<AttentionUnit>& units = plans_[plan_of_layer_[size_t(operation.layer)]].units;
     AttentionBatch attention = attention_of(batch);
     attention.queries = input.floats;
     attention.query_stride = input.width;
     attention.mixed = mixed;
-    crew.share(batch.num_tokens, grain_of(batch.num_tokens, crew), [&](int64_t row) {
+    // Turns and stores key/value heads [begin, end) of a row, and turns the query heads that look at them.
+    const auto enter = [&](int64_t row, int begin, int end) {
         float* x = input.floats + row * input.width;
-        if (rotation.cosines) kernels_.rotate(rotation, batch.positions[row], x);
-        kernels_.store(spec, pages, batch.slots[row], x + width, x + width + key_width);
-    });
-    crew.share(int64_t(units.size()), 1, [&](int64_t unit) {
-        kernels_.attend(spec, pages, units[size_t(unit)], attention);
+        float* key = x + width + begin * spec.head_width;
+        if (operation.cosines) {
+            const int group = spec.num_query_heads / spec.num_key_value_heads;
+            Rotation rotation = {operation.cosines, operation.sines, (end - begin) * group, spec.head_width};
+            kernels_.rotate(rotation, batch.positions[row], x + begin * group * spec.head_width);
+            rotation.num_heads = end - begin;
+            kernels_.rotate(rotation, batch.positions[row], key);
+        }
+        kernels_.store(spec, pages, batch.slots[row], begin, end, key, key + key_width);
+    };
+    // Single tokens that look at one stretch each have one unit a head, which can do all of it.
+    const bool is_at_once = batch.num_tokens == batch.num_sequences && max_stretches_ == 1;
+    if (!is_at_once)
+        crew.share(batch.num_tokens, row_grain_of(batch.num_tokens),
+                   [&](int64_t row) { enter(row, 0, spec.num_key_value_heads); });
+    crew.share(int64_t(units.size()), 1, [&](int64_t number) {
+        const AttentionUnit& unit = units[size_t(number)];
+        if (is_at_once) enter(unit.first_row, unit.key_value_head, unit.key_value_head + 1);
+        kernels_.attend(spec, pages, unit, attention);
     });
     if (max_stretches_ > 1)
         crew.share(int64_t(batch.num_tokens) * spec.num_query_heads, 1, [&](int64_t unit) {
             kernels_.merge(spec, attention, int(unit / spec.num_query_heads), int(unit % spec.num_query_heads));
         });
     if ((mixed.codes || mixed.halves) && !represents_heads(spec))
-        crew.share(batch.num_tokens, grain_of(batch.num_tokens, crew), [&](int64_t row) { kernels_.represent(mixed, int(row), 0, mixed.width); });
+        crew.share(batch.num_tokens, row_grain_of(batch.num_tokens),
+                   [&](int64_t row) { kernels_.represent(mixed, int(row), 0, mixed.width); });
 }
 
 }  // namespace janus

@@ -25,7 +25,8 @@ class Crew {
     int number() const { return number_; }
     inline int size() const;
 
-    // f(unit) for every unit once, on whichever thread is free; `grain` units are taken at a time. Then all meet.
+    // f(unit) for every unit once, on whichever thread is free; then all meet. A thread takes a stretch of neighbours at a
+    // time, half of its share of what is left, so that stretches are long and yet all end together; `grain` units at least.
     template <typename F>
     void share(int64_t num_units, int64_t grain, F&& f);
 
@@ -88,11 +89,15 @@ inline void Crew::meet() { threads_.meet(); }
 
 template <typename F>
 void Crew::share(int64_t num_units, int64_t grain, F&& f) {
-    for (;;) {
-        const int64_t begin = threads_.next_.fetch_add(grain, std::memory_order_relaxed);
-        if (begin >= num_units) break;
-        const int64_t end = begin + grain < num_units ? begin + grain : num_units;
+    std::atomic<int64_t>& next = threads_.next_;
+    int64_t begin = next.load(std::memory_order_relaxed);
+    while (begin < num_units) {
+        const int64_t half = (num_units - begin) / (2 * size());
+        const int64_t stretch = half > grain ? half : grain;
+        const int64_t end = begin + stretch < num_units ? begin + stretch : num_units;
+        if (!next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
         for (int64_t unit = begin; unit < end; ++unit) f(unit);
+        begin = next.load(std::memory_order_relaxed);
     }
     meet();
 }
