@@ -182,6 +182,7 @@ class Engine:
                 told.setdefault(generation, []).extend(self._advance(generation, choice, draw, now))
             except Exception:
                 _log.exception("a token could not be told")
+                told.pop(generation, None)
                 self._fail(generation, Internal("The answer could not be told."))
         self._tell_all(told)
 

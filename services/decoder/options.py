@@ -11,6 +11,8 @@ from services.common.errors import ContextLengthExceeded, InvalidRequest
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
 MAX_BIAS = 100
+# It and its inverse lie beyond any use, and keep scores finite: a row that nothing can be drawn from fails its step.
+MAX_REPETITION_PENALTY = 100
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARACTERS = 1000
 COMPLETION_MAX_TOKENS = 16
@@ -104,7 +106,11 @@ def plan(
     _check(top_k >= 0, "top_k", "must be at least 0")
     _check(math.isfinite(options.min_p) and 0 <= options.min_p <= 1, "min_p", "must be at least 0 and at most 1")
     repetition_penalty = options.repetition_penalty if options.HasField("repetition_penalty") else 1.0
-    _check(math.isfinite(repetition_penalty) and repetition_penalty > 0, "repetition_penalty", "must be above 0")
+    _check(
+        1 / MAX_REPETITION_PENALTY <= repetition_penalty <= MAX_REPETITION_PENALTY,
+        "repetition_penalty",
+        f"must be at least {1 / MAX_REPETITION_PENALTY} and at most {MAX_REPETITION_PENALTY}",
+    )
     for name in ("presence_penalty", "frequency_penalty"):
         _check(-2 <= getattr(options, name) <= 2, name, "must be at least -2 and at most 2")
     num_choices = options.n if options.HasField("n") else 1
@@ -117,6 +123,11 @@ def plan(
     )
     check_vocabulary(options.stop_token_ids, "stop_token_ids", capacity)
     stop_ids = frozenset(options.stop_token_ids) | (frozenset() if options.ignore_eos else end_ids)
+    _check(
+        min_tokens == 0 or not stop_ids.issuperset(range(capacity.vocabulary_size)),
+        "stop_token_ids",
+        "must leave a token that ends nothing, with 'min_tokens'",
+    )
     return Plan(
         max_tokens=max_tokens,
         min_tokens=min_tokens,

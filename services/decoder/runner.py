@@ -6,6 +6,7 @@ It loads the checkpoint, owns the cache's tensors, lays a batch out for the mode
 import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -101,9 +102,13 @@ class Runner:
     def sampling_params(
         self, *, stop_ids: Items[int], allowed_token_ids: Items[int] | None = None, **params: Any
     ) -> SamplingParams:
-        """What a sequence carries, opaque to all but this file."""
+        """What the sequence of a first choice carries, opaque to all but this file."""
         allowed = None if allowed_token_ids is None else token_mask(allowed_token_ids, self.vocabulary_size)
         return SamplingParams(stop_ids=tuple(stop_ids), allowed=allowed, **params)
+
+    def of_choice(self, params: SamplingParams, choice: int) -> SamplingParams:
+        """The same for another choice."""
+        return replace(params, choice=choice)
 
     def execute(self, batch: Batch) -> list[Draw | None]:
         """What was drawn for each row that caught up, None for the others. Mutates: the cache's tensors."""

@@ -96,24 +96,24 @@ class DecoderWorker:
     ) -> Generation:
         """Puts a request into the engine; read its events, and cancel it when nobody does."""
         limits = Limits(plan.max_tokens, plan.min_tokens, plan.stop_ids, deadline)
+        params_of_all = self.runner.sampling_params(
+            temperature=plan.temperature,
+            top_p=plan.top_p,
+            top_k=plan.top_k,
+            min_p=plan.min_p,
+            repetition_penalty=plan.repetition_penalty,
+            presence_penalty=plan.presence_penalty,
+            frequency_penalty=plan.frequency_penalty,
+            logit_bias=plan.logit_bias,
+            allowed_token_ids=plan.allowed_token_ids,
+            top_logprobs=plan.top_logprobs,
+            seed=plan.seed,
+            min_tokens=plan.min_tokens,
+            stop_ids=sorted(plan.stop_ids),
+        )
         choices = []
         for index, given in enumerate(plan.output_token_ids):
-            params = self.runner.sampling_params(
-                choice=index,
-                temperature=plan.temperature,
-                top_p=plan.top_p,
-                top_k=plan.top_k,
-                min_p=plan.min_p,
-                repetition_penalty=plan.repetition_penalty,
-                presence_penalty=plan.presence_penalty,
-                frequency_penalty=plan.frequency_penalty,
-                logit_bias=plan.logit_bias,
-                allowed_token_ids=plan.allowed_token_ids,
-                top_logprobs=plan.top_logprobs,
-                seed=plan.seed,
-                min_tokens=plan.min_tokens,
-                stop_ids=sorted(plan.stop_ids),
-            )
+            params = self.runner.of_choice(params_of_all, index)
             sequence = Sequence([*prompt_ids, *given], len(prompt_ids), limits, params, cache_namespace, priority)
             text = TextStream(self.runner.new_detokenizer(), plan.stop_strings)
             choices.append(Choice(sequence, text, index))

@@ -459,6 +459,35 @@ async def test_choices_that_were_whole_are_told_at_the_start() -> None:
         assert events[-2] == Finished(length, 1)
 
 
+async def test_choices_that_are_late_end_their_request_once() -> None:
+    """One runs, two wait for its place until their deadline has passed."""
+    machine = Machine()
+    async with house(machine, max_running=1) as h:
+        generation = h.submit(max_tokens=200, num_choices=3, deadline=machine.seconds + 0.5)
+        with pytest.raises(DeadlineExceeded):
+            await read(generation)
+        assert isinstance((await read(h.submit()))[-1], Ended)
+        assert generation.num_buffered_events == 0
+
+
+async def test_a_choice_whose_text_fails_ends_its_request_alone() -> None:
+    class Broken(Words):
+        def append(self, token_ids: Sequence[int]) -> str:
+            raise RuntimeError("the secret answer")
+
+    async with house() as h:
+        other = h.submit(max_tokens=30)
+        texts = [Words(), Words(), Broken(), Words()]
+        broken = Generation(
+            [Choice(Tokens([1, 1], 2, Limits(9)), TextStream(text), index) for index, text in enumerate(texts)]
+        )
+        h.engine.submit(broken)
+        with pytest.raises(Internal):
+            await read(broken)
+        assert isinstance((await read(other))[-1], Ended)
+        assert broken.num_buffered_events == 0
+
+
 async def test_a_failed_step_ends_all_choices_at_once() -> None:
     async with house(num_blocks=200) as h:
         generation = h.submit(max_tokens=500, num_choices=4)

@@ -83,7 +83,10 @@ def test_an_answer_that_does_not_fit() -> None:
         ("n", 129),
         ("n", 10_000),
         ("repetition_penalty", 0),
+        ("repetition_penalty", 0.009),
+        ("repetition_penalty", 101),
         ("repetition_penalty", float("inf")),
+        ("repetition_penalty", float("nan")),
         ("presence_penalty", 2.1),
         ("presence_penalty", float("nan")),
         ("frequency_penalty", -2.1),
@@ -133,6 +136,21 @@ def test_only_stops_are_no_choice_before_the_minimum() -> None:
     with pytest.raises(InvalidRequest) as refused:
         planned(allowed_token_ids=common_pb2.TokenIds(ids=[2]), min_tokens=1)
     assert refused.value.param == "allowed_token_ids"
+
+
+def test_stops_that_are_all_tokens_leave_none_before_the_minimum() -> None:
+    """A draw without a token to take would fail the step, and with it all others in the batch."""
+    assert planned(stop_token_ids=range(50)).stop_ids == {*range(50)}
+    for stops in (range(50), [i for i in range(50) if i != 2]):
+        with pytest.raises(InvalidRequest) as refused:
+            planned(stop_token_ids=stops, min_tokens=1)
+        assert refused.value.param == "stop_token_ids"
+    assert planned(stop_token_ids=range(49), min_tokens=1).min_tokens == 1
+
+
+@pytest.mark.parametrize("penalty", [0.01, 100])
+def test_the_last_repetition_penalties_that_may_be(penalty: float) -> None:
+    assert planned(repetition_penalty=penalty).repetition_penalty == penalty
 
 
 def test_an_echo_alone_writes_nothing() -> None:

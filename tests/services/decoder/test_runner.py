@@ -9,11 +9,12 @@ import pytest
 import small_models
 import torch
 
+from model.sampling import Draw
 from services.common.settings import ConfigurationError, DecoderSettings
 from services.decoder import runner as runner_module
 from services.decoder.block_manager import BlockManager
 from services.decoder.runner import Runner
-from services.decoder.scheduler import Scheduler
+from services.decoder.scheduler import Batch, Scheduler
 from services.decoder.sequence import Limits, Sequence
 
 PROMPTS = [[5, 9, 11], [7], list(range(10, 41)), [90, 3, 3, 8, 60, 61, 62]]
@@ -151,3 +152,46 @@ def test_an_encoder_is_refused(tmp_path: Path) -> None:
     small_models.save(small_models.bert("BertForMaskedLM"), tmp_path)
     with pytest.raises(ConfigurationError, match="not a causal language model"):
         Runner(settings(tmp_path))
+
+
+def test_the_native_library_draws_what_torch_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choices of one prompt that are drawn by everything that may be asked, and what is told of their tokens."""
+    asked = [
+        {"temperature": 0, "top_logprobs": 0},
+        {"temperature": 0, "presence_penalty": 1.5, "frequency_penalty": -0.5, "top_logprobs": 3},
+        {"temperature": 1.2, "repetition_penalty": 1.3, "logit_bias": ((3, 4.0), (9, -100.0)), "top_logprobs": 20},
+        {"temperature": 0.7, "allowed_token_ids": range(5, 60, 3), "stop_ids": (5, 8, 11), "min_tokens": 6},
+        {"temperature": 1.5, "top_p": 0.9, "top_k": 30, "min_p": 0.02, "top_logprobs": 1},
+    ]
+
+    def drawn(kernel: str) -> dict[int, list[Draw]]:
+        runner = Runner(settings(folder, block_size=16, kernel=kernel))
+        assert runner.kernel.startswith("native") == (kernel == "native")
+        sequences = []
+        for choice, each in enumerate(asked):
+            params = runner.sampling_params(**{"seed": 5, "stop_ids": (), **each})
+            limits = Limits(NUM_TOKENS)
+            sequences.append(Sequence([*PROMPTS[2]], len(PROMPTS[2]), limits, runner.of_choice(params, choice)))
+        told: dict[int, list[Draw]] = {choice: [] for choice in range(len(asked))}
+        execute = runner.execute
+
+        def watched(batch: Batch) -> list[Draw | None]:
+            draws = execute(batch)
+            for row, draw in zip(batch.rows, draws, strict=True):
+                told[sequences.index(row.sequence)] += [] if draw is None else [draw]
+            return draws
+
+        monkeypatch.setattr(runner, "execute", watched)
+        run(runner, sequences)
+        return told
+
+    by_torch, natively = drawn("torch"), drawn("native")
+    for choice, each in enumerate(asked):
+        assert len(by_torch[choice]) == NUM_TOKENS
+        for mine, other in zip(by_torch[choice], natively[choice], strict=True):
+            assert mine.token == other.token
+            assert (mine.logprob is None) == (other.logprob is None) == ("top_logprobs" not in each)
+            assert mine.logprob == pytest.approx(other.logprob, abs=1e-4)
+            assert [token for token, _ in mine.top] == [token for token, _ in other.top]
+            assert [p for _, p in mine.top] == pytest.approx([p for _, p in other.top], abs=1e-4)
+            assert len(mine.top) == each.get("top_logprobs", 0)

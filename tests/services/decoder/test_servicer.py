@@ -232,6 +232,17 @@ async def test_defaults(house: House) -> None:
         ({"prompt": [1] * 110, "max_tokens": 11}, "context_length_exceeded", "max_tokens"),
         ({"top_p": 0}, "invalid_request", "top_p"),
         ({"temperature": float("nan")}, "invalid_request", "temperature"),
+        ({"n": 0}, "invalid_request", "n"),
+        ({"n": 2, "output_token_ids": [common_pb2.TokenIds()]}, "invalid_request", "output_token_ids"),
+        ({"presence_penalty": 3}, "invalid_request", "presence_penalty"),
+        ({"frequency_penalty": -3}, "invalid_request", "frequency_penalty"),
+        ({"repetition_penalty": 1e-300}, "invalid_request", "repetition_penalty"),
+        ({"logit_bias": {96: 1}}, "invalid_request", "logit_bias"),
+        ({"allowed_token_ids": common_pb2.TokenIds()}, "invalid_request", "allowed_token_ids"),
+        ({"stop_token_ids": range(96), "min_tokens": 1}, "invalid_request", "stop_token_ids"),
+        ({"top_logprobs": 1}, "invalid_request", "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "invalid_request", "top_logprobs"),
+        ({"echo": True, "logprobs": True}, "invalid_request", "logprobs"),
     ],
 )
 async def test_refusals_of_completions(house: House, asked: dict[str, object], code: str, param: str) -> None:
@@ -322,6 +333,14 @@ async def test_biases_and_allowed_tokens_steer(house: House) -> None:
         await house.generate(logit_bias={17: 100, 18: 100}, frequency_penalty=2, **{**asked, "max_tokens": 9})
     )
     assert min(both.count(17), both.count(18)) >= 3
+
+
+async def test_penalties_keep_a_token_from_coming_again(house: House) -> None:
+    asked = {"temperature": 0, "ignore_eos": True, "max_tokens": 2}
+    asked["allowed_token_ids"] = common_pb2.TokenIds(ids=[17, 18])
+    assert token_ids(await house.generate("w7", **asked)) == [18, 18]
+    for name, penalty in (("presence_penalty", 2), ("frequency_penalty", 2), ("repetition_penalty", 100)):
+        assert token_ids(await house.generate("w7", **asked, **{name: penalty})) == [18, 17]
 
 
 async def test_an_echo_tells_the_prompt_s_text(house: House) -> None:
