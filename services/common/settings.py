@@ -231,8 +231,8 @@ class DecoderSettings(NativeSettings):
     )
     dtype: Literal["auto", "float32", "bf16", "int8"] = Field(
         "auto",
-        description="type of the weights; auto: on a CPU as the checkpoint has them (float32 where torch computes), bf16 "
-        "on CUDA; int8 is the native library's",
+        description="type of the weights; auto: on a CPU as the checkpoint has them (float32 where torch computes), "
+        "bf16 on CUDA; int8 is the native library's",
     )
     default_max_tokens: int = Field(1024, gt=0, description="most tokens of a chat answer that names no max_tokens")
     temperature: float = Field(
