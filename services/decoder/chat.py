@@ -19,6 +19,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from services.common.errors import InvalidRequest, TaskNotSupported
 
 ROLES = frozenset({"system", "developer", "user", "assistant"})
+# Stands for the rest of a final message that goes on. The space tells whether the template strips what it writes.
+_REST = "janus-goes-on-here "
 
 
 class _Generation(Extension):
@@ -75,6 +77,10 @@ class ChatTemplate:
         if continue_final_message and add_generation_prompt:
             what = "'add_generation_prompt' opens a new message; with 'continue_final_message' it must be false."
             raise InvalidRequest(what, param="add_generation_prompt")
+        if continue_final_message:
+            if not messages[-1][1].strip():
+                raise InvalidRequest("The final message has no text to go on with.", param="messages")
+            said[-1]["content"] += _REST
         try:
             prompt = self._template.render(
                 messages=said,
@@ -83,7 +89,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self._tokens,
             )
-            return _cut_after(prompt, messages[-1][1]) if continue_final_message else prompt
+            return _cut_before_rest(prompt) if continue_final_message else prompt
         except SecurityError:
             raise InvalidRequest("The chat template does what a template may not.", param="messages") from None
         except TemplateError as error:
@@ -92,15 +98,13 @@ class ChatTemplate:
             raise InvalidRequest("The chat template can't lay out the conversation.", param="messages") from error
 
 
-def _cut_after(prompt: str, content: str) -> str:
-    """Raises: InvalidRequest where the final message can't be found, or has no text to go on with."""
-    said = content.strip()
-    begin = prompt.rfind(said) if said else -1
-    if begin < 0:
-        what = "The final message has no text that the chat template writes as it is, so it can't be continued."
+def _cut_before_rest(prompt: str) -> str:
+    """Raises: InvalidRequest where the final message is not there as it was said."""
+    before, rest, after = prompt.rpartition(_REST.rstrip())
+    if not rest:
+        what = "The chat template does not write the final message as it is, so it can't be continued."
         raise InvalidRequest(what, param="messages")
-    with_spaces = content.lstrip()  # which a template may strip
-    return prompt[: begin + len(with_spaces if prompt.startswith(with_spaces, begin) else said)]
+    return before if after.startswith(" ") else before.rstrip()
 
 
 def _refuse(message: str) -> NoReturn:

@@ -115,6 +115,9 @@ MARKED = (
         ("{{ messages[-1].content }}|", "Once ", "Once "),
         ("{{ messages[-1].content }}|", "Once\n\n", "Once\n\n"),
         (MARKED, "a", "<user>a</end><assistant>a"),
+        (MARKED, "end", "<user>a</end><assistant>end"),
+        (MARKED, "<", "<user>a</end><assistant><"),
+        ("{{ messages[-1].content | trim }}\n", "Once\n", "Once"),
     ],
 )
 def test_an_answer_may_go_on_with_the_final_message(source: str, content: str, expected: str) -> None:
