@@ -48,11 +48,11 @@ class Choice:
         self.first_token_at = self.first_token_at or now
         self.last_token_at = now
         sequence, text = self.sequence, self.text
-        self._hold(draw)
         reason = sequence.finish_reason()
         if reason is FinishReason.STOP:
             piece = ""  # the token that stops is no text
         else:
+            self._hold(draw)
             piece = text.append(draw.token, may_stop=sequence.num_output_tokens >= sequence.limits.min_tokens)
             reason = FinishReason.STOP if text.is_stopped else reason
         if reason is not None:

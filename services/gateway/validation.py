@@ -14,6 +14,9 @@ from janus.v1 import decoder_pb2, encoder_pb2, tokenizer_pb2
 from services.common.errors import InvalidRequest
 
 MAX_STOP_STRINGS = 4
+MAX_STOP_CHARACTERS = 1000
+MAX_CHOICES = 128
+MAX_BIAS = 100
 MAX_INPUTS = 4096
 """Texts of one request, or pairs of a text and a label; a worker bounds their tokens."""
 ROLES = ("system", "developer", "user", "assistant")
@@ -50,6 +53,11 @@ RANGES: Mapping[str, Range] = {
     "top_p": Range(0, 1, is_low_open=True),
     "min_p": Range(0, 1),
     "top_k": Range(0),
+    "repetition_penalty": Range(0, is_low_open=True),
+    "presence_penalty": Range(-2, 2),
+    "frequency_penalty": Range(-2, 2),
+    "n": Range(1, MAX_CHOICES),
+    "top_logprobs": Range(0, 20),
     "max_tokens": Range(1),
     "min_tokens": Range(0),
     "dimensions": Range(1),
@@ -173,6 +181,11 @@ def _(request: decoder_pb2.GenerateRequest) -> None:
 @validate.register
 def _(request: decoder_pb2.ChatRequest) -> None:
     _require_messages(request.messages)
+    if request.options.echo:
+        raise InvalidRequest("'echo' is only for completions.", param="echo")
+    if request.continue_final_message and request.add_generation_prompt:
+        what = "'add_generation_prompt' opens a new message; with 'continue_final_message' it must be false."
+        raise InvalidRequest(what, param="add_generation_prompt")
     _validate_options(request.options)
 
 
@@ -193,14 +206,28 @@ def _(request: tokenizer_pb2.DetokenizeTokensRequest) -> None:
 
 
 def _validate_options(options: decoder_pb2.GenerationOptions) -> None:
-    _require_ranges("", options, "temperature", "top_p", "min_p", "top_k", "max_tokens", "min_tokens")
+    _require_ranges("", options, "temperature", "top_p", "min_p", "top_k", "min_tokens", "n", "top_logprobs")
+    _require_ranges("", options, "repetition_penalty", "presence_penalty", "frequency_penalty")
+    if not (options.echo and options.max_tokens == 0):
+        _require_ranges("", options, "max_tokens")
     if options.HasField("max_tokens") and options.min_tokens > options.max_tokens:
         raise InvalidRequest("'min_tokens' can't be more than 'max_tokens'.", param="min_tokens")
+    if options.HasField("top_logprobs") and options.top_logprobs > 0 and not options.logprobs:
+        raise InvalidRequest("'top_logprobs' is only with 'logprobs'.", param="top_logprobs")
+    if not all(-MAX_BIAS <= bias <= MAX_BIAS for bias in options.logit_bias.values()):
+        raise InvalidRequest(f"'logit_bias' takes numbers from -{MAX_BIAS} to {MAX_BIAS}.", param="logit_bias")
+    _require_token_ids("logit_bias", list(options.logit_bias))
     if len(options.stop) > MAX_STOP_STRINGS:
         raise InvalidRequest(f"'stop' takes at most {MAX_STOP_STRINGS} strings.", param="stop")
     if "" in options.stop:
         raise InvalidRequest("'stop' can't hold an empty string.", param="stop")
+    if any(len(stop) > MAX_STOP_CHARACTERS for stop in options.stop):
+        raise InvalidRequest(f"'stop' takes strings of at most {MAX_STOP_CHARACTERS} characters.", param="stop")
     _require_token_ids("stop_token_ids", options.stop_token_ids)
+    if options.HasField("allowed_token_ids"):
+        if not options.allowed_token_ids.ids:
+            raise InvalidRequest("'allowed_token_ids' needs at least one token.", param="allowed_token_ids")
+        _require_token_ids("allowed_token_ids", options.allowed_token_ids.ids)
 
 
 def _require_ranges(prefix: str, message: Message, *fields: str) -> None:

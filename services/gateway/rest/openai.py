@@ -18,13 +18,24 @@ from services.gateway.request_context import RequestContext
 from services.gateway.rest.answers import (
     ChatCompletion,
     Completion,
+    CompletionLogprobs,
     EmbeddingList,
     json_answer,
     json_response,
 )
 from services.gateway.rest.body import JsonRoute
-from services.gateway.rest.chunks import ChatChunks, CompletionChunks, Generation, chunks_of, token_usage, whole
+from services.gateway.rest.chunks import (
+    ChatShape,
+    CompletionShape,
+    Generation,
+    Shape,
+    WholeChoice,
+    chunks_of,
+    token_usage,
+    whole,
+)
 from services.gateway.rest.errors import respell
+from services.gateway.rest.logprobs import CompletionScores, chat_logprobs
 from services.gateway.rest.openapi import CHAT_EXAMPLES, COMPLETION_EXAMPLES, EMBEDDING_EXAMPLES, answers
 from services.gateway.rest.operations_of import operations_of
 from services.gateway.rest.schemas import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
@@ -50,8 +61,8 @@ async def create_chat_completion(
     started = stream.started
     identity = (f"chatcmpl-{started.stream_id}", started.created_unix_seconds, context.model)
     if body.stream:
-        return _event_stream(request, streams, ChatChunks(*identity, body.is_usage_wanted))
-    (generation,) = await until_answered(request, read_whole(streams))
+        return _event_stream(request, streams, ChatShape(*identity, body.num_choices, body.is_usage_wanted))
+    (generation,) = await until_answered(request, read_whole(streams, body.num_choices))
     answer: ChatCompletion = {
         "id": identity[0],
         "object": "chat.completion",
@@ -59,11 +70,12 @@ async def create_chat_completion(
         "model": identity[2],
         "choices": [
             {
-                "index": 0,
-                "message": {"role": "assistant", "content": generation.text, "refusal": None},
-                "logprobs": None,
-                "finish_reason": generation.finish_reason,
+                "index": index,
+                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "logprobs": chat_logprobs(choice.scores) if body.logprobs else None,
+                "finish_reason": choice.finish_reason,
             }
+            for index, choice in enumerate(generation.choices)
         ],
         "usage": token_usage(context.usage),
     }
@@ -76,20 +88,30 @@ async def create_completion(
 ) -> Response:
     """Continue one prompt or several, each a choice with the prompt's index."""
     context = RequestContext.of(request.scope)
-    streams = await until_answered(request, open_streams(operations_of(request), body.requests(), context))
+    try:
+        streams = await until_answered(request, open_streams(operations_of(request), body.requests(), context))
+    except JanusError as error:
+        respell(error, body.spelled(error.param))
+        raise
     started = streams[0].started
     identity = (f"cmpl-{started.stream_id}", started.created_unix_seconds, context.model)
     if body.stream:
-        return _event_stream(request, streams, CompletionChunks(*identity, body.is_usage_wanted))
-    generations = await until_answered(request, read_whole(streams))
+        return _event_stream(request, streams, CompletionShape(*identity, body.num_choices, body.is_usage_wanted))
+    generations = await until_answered(request, read_whole(streams, body.num_choices))
     answer: Completion = {
         "id": identity[0],
         "object": "text_completion",
         "created": identity[1],
         "model": identity[2],
         "choices": [
-            {"index": index, "text": each.text, "logprobs": None, "finish_reason": each.finish_reason}
-            for index, each in enumerate(generations)
+            {
+                "index": number * body.num_choices + index,
+                "text": each.prompt_text + choice.text,
+                "logprobs": _completion_logprobs(each, choice) if body.logprobs is not None else None,
+                "finish_reason": choice.finish_reason,
+            }
+            for number, each in enumerate(generations)
+            for index, choice in enumerate(each.choices)
         ],
         "usage": token_usage(context.usage),
     }
@@ -126,21 +148,19 @@ async def open_streams(
         raise
 
 
-async def read_whole(streams: Sequence[EventStream]) -> list[Generation]:
+async def read_whole(streams: Sequence[EventStream], num_choices: int) -> list[Generation]:
     """Reads every stream to its end and closes it.
 
     Raises JanusError.
     """
     try:
-        return await asyncio.gather(*(whole(stream) for stream in streams))
+        return await asyncio.gather(*(whole(stream, num_choices) for stream in streams))
     finally:
         for stream in streams:
             stream.close()
 
 
-def _event_stream(
-    request: Request, streams: Sequence[EventStream], shape: ChatChunks | CompletionChunks
-) -> EventStreamResponse:
+def _event_stream(request: Request, streams: Sequence[EventStream], shape: Shape) -> EventStreamResponse:
     def close() -> None:
         for stream in streams:
             stream.close()
@@ -155,6 +175,10 @@ def _event_stream(
         request.app.state.stream_limits,
         decoder_timing(first.started.timings),
     )
+
+
+def _completion_logprobs(generation: Generation, choice: WholeChoice) -> CompletionLogprobs:
+    return CompletionScores(len(generation.prompt_text)).logprobs(choice.scores)
 
 
 def _embedding_list(body: EmbeddingRequest, response: encoder_pb2.EmbedTextResponse) -> EmbeddingList:

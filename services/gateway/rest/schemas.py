@@ -4,6 +4,7 @@ Names are the protos' names, so `param` is right on both transports. Ranges stan
 transports pass; here stand types and shapes.
 """
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -26,11 +27,12 @@ from services.gateway.rest.fields import (
     ranged,
     text_or_texts,
 )
-from services.gateway.validation import MAX_STOP_STRINGS, RANGES
+from services.gateway.validation import MAX_BIAS, MAX_STOP_STRINGS, RANGES
 
 MAX_PROMPTS = 128
 COMPLETIONS_DEFAULT_MAX_TOKENS = 16
 
+_TOKEN_ID = re.compile("[0-9]{1,10}", re.ASCII)
 _TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": INT32_MAX}, "minItems": 1}
 _TEXTS_OR_TOKENS = {"anyOf": [TEXT, TEXTS, _TOKEN_IDS, {"type": "array", "items": _TOKEN_IDS, "minItems": 1}]}
 _CONTENT = {
@@ -68,6 +70,19 @@ def _texts_or_tokens(name: str) -> Any:
     return check
 
 
+def _biases(value: Any) -> dict[int, float]:
+    param = "logit_bias"
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"'{param}' must be an object of token ids and numbers.", param=param)
+    if not all(_TOKEN_ID.fullmatch(key) and int(key) <= INT32_MAX for key in value):
+        raise InvalidRequest(f"'{param}' has a key that is no token id.", param=param)
+    if not all(type(bias) in (int, float) and -MAX_BIAS <= bias <= MAX_BIAS for bias in value.values()):
+        raise InvalidRequest(f"'{param}' takes numbers from -{MAX_BIAS} to {MAX_BIAS}.", param=param)
+    return {int(key): float(bias) for key, bias in value.items()}
+
+
+_BIAS = {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS}
+Biases = Annotated[dict[int, float], *checked(_biases, {"type": "object", "additionalProperties": _BIAS})]
 Stop = Annotated[
     list[str],
     *checked(text_or_texts("stop"), {"anyOf": [TEXT, {**TEXTS, "minItems": 0, "maxItems": MAX_STOP_STRINGS}]}),
@@ -91,11 +106,6 @@ class GenerationBody(Body):
         {"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
     )
     neutral: ClassVar[Neutral] = {
-        "n": (1,),
-        "frequency_penalty": (0,),
-        "presence_penalty": (0,),
-        "repetition_penalty": (1,),
-        "logit_bias": ({},),
         "structured_outputs": ({},),
         "priority": (0,),
     }
@@ -107,6 +117,12 @@ class GenerationBody(Body):
     top_p: float | None = ranged("top_p", "Draw from the likeliest tokens that together have this probability.")
     top_k: Int32 | None = ranged("top_k", "Draw from this many of the likeliest tokens; 0: from all.")
     min_p: float | None = ranged("min_p", "Leave out tokens less likely than this share of the likeliest.")
+    repetition_penalty: float | None = ranged("repetition_penalty", "Above 1, what was said or asked comes less again.")
+    presence_penalty: float | None = ranged("presence_penalty", "Taken off the score of a token that was said.")
+    frequency_penalty: float | None = ranged("frequency_penalty", "The same, for each time that it was said.")
+    logit_bias: Biases = Field(default={}, description="Added to the scores of these tokens.")
+    allowed_token_ids: list[Int32] | None = Field(default=None, description="Draw from these tokens alone.")
+    n: Int32 | None = ranged("n", "How many choices, each drawn by itself.")
     seed: Int64 | None = Field(default=None, description="The same seed gives the same answer.")
     stop: Stop = Field(default=[], description="End before any of these texts.")
     stop_token_ids: list[Int32] = Field(default=[], description="End at any of these tokens.")
@@ -124,7 +140,15 @@ class GenerationBody(Body):
     def is_usage_wanted(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def _options(self, max_tokens: int | None) -> decoder_pb2.GenerationOptions:
+    @property
+    def num_choices(self) -> int:
+        """Of each prompt."""
+        return 1 if self.n is None else self.n
+
+    def _options(
+        self, max_tokens: int | None, *, logprobs: bool, top_logprobs: int | None, echo: bool = False
+    ) -> decoder_pb2.GenerationOptions:
+        allowed = self.allowed_token_ids
         return decoder_pb2.GenerationOptions(
             max_tokens=max_tokens,
             min_tokens=self.min_tokens,
@@ -132,10 +156,19 @@ class GenerationBody(Body):
             top_p=self.top_p,
             top_k=self.top_k,
             min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias,
+            allowed_token_ids=None if allowed is None else common_pb2.TokenIds(ids=allowed),
+            n=self.n,
             seed=self.seed,
             stop=self.stop,
             stop_token_ids=self.stop_token_ids,
             ignore_eos=self.ignore_eos,
+            logprobs=logprobs,
+            top_logprobs=top_logprobs,
+            echo=echo,
         )
 
 
@@ -172,7 +205,8 @@ def _part_text(part: Any, param: str) -> str:
 
 
 class ChatCompletionRequest(GenerationBody):
-    """OpenAI's chat completion, with `top_k`, `min_p`, `stop_token_ids`, `min_tokens` and `ignore_eos` beside it."""
+    """OpenAI's chat completion, with `top_k`, `min_p`, `repetition_penalty`, `stop_token_ids`, `min_tokens`,
+    `ignore_eos`, `allowed_token_ids`, `add_generation_prompt` and `continue_final_message` beside it."""
 
     ignored = GenerationBody.ignored | {"parallel_tool_calls", "prediction"}
     neutral: ClassVar[Neutral] = {
@@ -180,19 +214,23 @@ class ChatCompletionRequest(GenerationBody):
         "audio": (),
         "function_call": ("none",),
         "functions": ([],),
-        "logprobs": (False,),
         "modalities": (["text"],),
         "reasoning_effort": ("none",),
         "response_format": ({"type": "text"},),
         "tool_choice": ("none",),
         "tools": ([],),
-        "top_logprobs": (0,),
         "verbosity": ("medium",),
         "web_search_options": (),
     }
 
     messages: list[ChatMessage]
     max_completion_tokens: Int32 | None = ranged("max_tokens", "The newer name of max_tokens.")
+    logprobs: bool = Field(default=False, description="Tell the log probability of each token.")
+    top_logprobs: Int32 | None = ranged("top_logprobs", "And those of so many of the likeliest in its place.")
+    add_generation_prompt: bool | None = Field(
+        default=None, description="Open an assistant's message; absent: true, unless the final message goes on."
+    )
+    continue_final_message: bool = Field(default=False, description="Go on with the final message.")
 
     @model_validator(mode="after")
     def _one_limit(self) -> "ChatCompletionRequest":
@@ -218,7 +256,9 @@ class ChatCompletionRequest(GenerationBody):
         return decoder_pb2.ChatRequest(
             model=self.model or "",
             messages=[message.message(index) for index, message in enumerate(self.messages)],
-            options=self._options(limit),
+            options=self._options(limit, logprobs=self.logprobs, top_logprobs=self.top_logprobs),
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
         )
 
 
@@ -228,12 +268,12 @@ class CompletionRequest(GenerationBody):
     neutral: ClassVar[Neutral] = {
         **GenerationBody.neutral,
         "best_of": (1,),
-        "echo": (False,),
-        "logprobs": (),
         "suffix": ("",),
     }
 
     prompt: Prompts
+    logprobs: Int32 | None = ranged("top_logprobs", "Tell the log probability of each token, and of so many likeliest.")
+    echo: bool = Field(default=False, description="Begin with the prompt; then max_tokens may be 0.")
 
     @model_validator(mode="after")
     def _not_too_many_prompts(self) -> "CompletionRequest":
@@ -241,10 +281,15 @@ class CompletionRequest(GenerationBody):
             raise InvalidRequest(f"'prompt' takes at most {MAX_PROMPTS} prompts.", param="prompt")
         return self
 
+    def spelled(self, param: str | None) -> str | None:
+        """A field's name as this body has it: the number stands for both."""
+        return "logprobs" if param == "top_logprobs" else param
+
     def requests(self) -> list[decoder_pb2.GenerateRequest]:
         """One request a prompt, in order."""
         limit = COMPLETIONS_DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
-        options = self._options(limit)
+        is_told = self.logprobs is not None
+        options = self._options(limit, logprobs=is_told, top_logprobs=self.logprobs, echo=self.echo)
         return [self._request(prompt, options) for prompt in self.prompt]
 
     def _request(self, prompt: str | list[int], options: decoder_pb2.GenerationOptions) -> decoder_pb2.GenerateRequest:

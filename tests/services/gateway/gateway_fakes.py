@@ -4,6 +4,8 @@
 """
 
 import asyncio
+import itertools
+import math
 import re
 import sys
 from collections.abc import AsyncIterator
@@ -185,23 +187,35 @@ class FakeWorker(
         words = self.words[: options.max_tokens] if options.HasField("max_tokens") else self.words
         stream_id = f"s{len(self.requests)}"
         begun = common_pb2.Timings(queue_ms=0.5, tokenize_ms=0.25, prefill_ms=4)
-        started = streams_pb2.StreamStarted(stream_id=stream_id, model=request.model, seed=options.seed, timings=begun)
-        yield streams_pb2.StreamEvent(sequence=0, started=started)
+        started = streams_pb2.StreamStarted(
+            stream_id=stream_id,
+            model=request.model,
+            seed=options.seed,
+            timings=begun,
+            prompt_text=request.text if options.echo else "",
+        )
+        number = itertools.count()
+        yield streams_pb2.StreamEvent(sequence=next(number), started=started)
+        # Choice c ends with its word c from the end.
+        choices = [words[: len(words) - c] for c in range(options.n or 1)]
         for index, word in enumerate(words):
             if index == self.failure_after_tokens and not is_first_answer:
                 assert self.failure is not None
                 raise self.failure
             if self.token_seconds:
                 await asyncio.sleep(self.token_seconds)
-            delta = streams_pb2.StreamDelta(token_ids=[index], text=word)
-            yield streams_pb2.StreamEvent(sequence=index + 1, delta=delta)
+            for choice, mine in enumerate(choices):
+                if index < len(mine):
+                    scores = [_scores(index, word, options.top_logprobs)] if options.logprobs else ()
+                    delta = streams_pb2.StreamDelta(choice=choice, token_ids=[index], text=word, logprobs=scores)
+                    yield streams_pb2.StreamEvent(sequence=next(number), delta=delta)
         reason = streams_pb2.FINISH_REASON_STOP if len(words) == len(self.words) else streams_pb2.FINISH_REASON_LENGTH
-        yield streams_pb2.StreamEvent(
-            sequence=len(words) + 1, finished=streams_pb2.StreamFinished(finish_reason=reason)
-        )
+        for choice in reversed(range(len(choices))):
+            finished = streams_pb2.StreamFinished(choice=choice, finish_reason=reason)
+            yield streams_pb2.StreamEvent(sequence=next(number), finished=finished)
         timings = common_pb2.Timings(queue_ms=0.5, tokenize_ms=0.25, prefill_ms=4, decode_ms=8, total_ms=13)
-        ended = streams_pb2.StreamEnded(usage=_usage(5, len(words)), timings=timings)
-        yield streams_pb2.StreamEvent(sequence=len(words) + 2, ended=ended)
+        ended = streams_pb2.StreamEnded(usage=_usage(5, sum(map(len, choices))), timings=timings)
+        yield streams_pb2.StreamEvent(sequence=next(number), ended=ended)
 
     async def _begin(self, request: Any, context: Any) -> bool:
         """Records a request and follows the script; whether it was the gateway's own first one."""
@@ -217,6 +231,17 @@ class FakeWorker(
         if self.failure is not None and self.failure_after_tokens is None:
             raise self.failure
         return False
+
+
+def _scores(token_id: int, word: str, num_top: int) -> streams_pb2.TokenScores:
+    """Its chance is a half for the first token, a quarter for the second, and so on; others' are less."""
+    logprob = (token_id + 1) * math.log(0.5)
+    texts = [word, *(f"{word}{n}" for n in range(1, num_top))][:num_top]
+    told = [
+        streams_pb2.TokenLogprob(token_id=token_id + n, text=text, logprob=logprob - n, text_bytes=text.encode())
+        for n, text in enumerate([word, *texts[1:]])
+    ]
+    return streams_pb2.TokenScores(token=told[0], top=told[:num_top])
 
 
 def _usage(prompt_tokens: int, completion_tokens: int, truncated: bool = False) -> common_pb2.Usage:

@@ -115,7 +115,7 @@ async def test_head_tells_that_it_is_not_ready(start_house: StartHouse):
 
 async def test_requests_are_counted_by_outcome(house):
     await house.http.post("/v1/chat/completions", json=CHAT)
-    await house.http.post("/v1/chat/completions", json={**CHAT, "n": 2})
+    await house.http.post("/v1/chat/completions", json={**CHAT, "n": 0})
     await house.http.post("/v1/chat/completions", json={**CHAT, "model": "made-up"})
     await house.http.post("/v1/classify", json={"inputs": "a"})
     await house.http.get("/v1/nowhere")
@@ -194,7 +194,8 @@ async def test_the_openapi_document(house):
     fields = document["components"]["schemas"]["ChatCompletionRequest"]["properties"]
     assert fields["temperature"]["maximum"] == 2
     assert document["components"]["schemas"]["FillMaskParameters"]["properties"]["top_k"]["minimum"] == 1
-    assert fields["n"]["enum"] == [1]
+    assert (fields["n"]["minimum"], fields["n"]["maximum"]) == (1, 128)
+    assert fields["tool_choice"]["enum"] == ["none"]
     assert "ignored" in fields["user"]["description"]
     for path, operations in document["paths"].items():
         for operation in operations.values():
@@ -237,7 +238,7 @@ async def test_the_log_has_one_line_a_request_and_no_prompt(start_house: StartHo
     secret = "a-prompt-that-nobody-logs"
     chat = {"messages": [{"role": "user", "content": secret}]}
     await house.http.post("/v1/chat/completions", json=chat, headers={"X-Request-Id": "logged"})
-    await house.http.post("/v1/chat/completions", json={**chat, "n": 2})
+    await house.http.post("/v1/chat/completions", json={**chat, "n": 0})
     house.decoder.failure, house.decoder.failure_after_tokens = ValueError("mistake"), 1
     await house.http.post("/v1/chat/completions", json={**chat, "stream": True})
     await house.http.post("/v1/classify", json={"inputs": secret})

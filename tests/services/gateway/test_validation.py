@@ -60,18 +60,33 @@ BAD_CHATS: list[tuple[dict[str, Any], str]] = [
     ({**CHAT, "model": ""}, "model"),
     ({**CHAT, "model": 7}, "model"),
     ({**CHAT, "novel": SECRET}, "novel"),
-    ({**CHAT, "n": 2}, "n"),
+    ({**CHAT, "n": 0}, "n"),
+    ({**CHAT, "n": 10_000}, "n"),
     ({**CHAT, "n": True}, "n"),
+    ({**CHAT, "stop": "x" * 100_000}, "stop"),
+    ({**CHAT, "allowed_token_ids": []}, "allowed_token_ids"),
+    ({**CHAT, "allowed_token_ids": [-1]}, "allowed_token_ids"),
+    ({**CHAT, "echo": True}, "echo"),
+    ({**CHAT, "continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt"),
+    ({**CHAT, "continue_final_message": 1}, "continue_final_message"),
     ({**CHAT, "tools": [{"type": "function"}]}, "tools"),
     ({**CHAT, "tool_choice": "required"}, "tool_choice"),
     ({**CHAT, "functions": [{}]}, "functions"),
     ({**CHAT, "response_format": {"type": "json_object"}}, "response_format"),
-    ({**CHAT, "logprobs": True}, "logprobs"),
+    ({**CHAT, "logprobs": 1}, "logprobs"),
     ({**CHAT, "top_logprobs": 2}, "top_logprobs"),
-    ({**CHAT, "presence_penalty": 0.5}, "presence_penalty"),
-    ({**CHAT, "frequency_penalty": 0.5}, "frequency_penalty"),
-    ({**CHAT, "repetition_penalty": 1.1}, "repetition_penalty"),
-    ({**CHAT, "logit_bias": {"5": 1}}, "logit_bias"),
+    ({**CHAT, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({**CHAT, "logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+    ({**CHAT, "presence_penalty": 2.1}, "presence_penalty"),
+    ({**CHAT, "frequency_penalty": -2.1}, "frequency_penalty"),
+    ({**CHAT, "repetition_penalty": 0}, "repetition_penalty"),
+    ({**CHAT, "logit_bias": {"5": 101}}, "logit_bias"),
+    ({**CHAT, "logit_bias": {"5": True}}, "logit_bias"),
+    ({**CHAT, "logit_bias": {"5": "1"}}, "logit_bias"),
+    ({**CHAT, "logit_bias": {"-5": 1}}, "logit_bias"),
+    ({**CHAT, "logit_bias": {SECRET: 1}}, "logit_bias"),
+    ({**CHAT, "logit_bias": {"9999999999": 1}}, "logit_bias"),
+    ({**CHAT, "logit_bias": [1]}, "logit_bias"),
     ({**CHAT, "audio": {}}, "audio"),
     ({**CHAT, "modalities": ["audio"]}, "modalities"),
     ({**CHAT, "structured_outputs": {"regex": "a"}}, "structured_outputs"),
@@ -88,8 +103,13 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [2**31]}, "prompt"),
     ({"prompt": [True]}, "prompt"),
     ({"prompt": ["a"] * 129}, "prompt"),
-    ({"prompt": "a", "logprobs": 0}, "logprobs"),
-    ({"prompt": "a", "echo": True}, "echo"),
+    ({"prompt": "a", "logprobs": True}, "logprobs"),
+    ({"prompt": "a", "logprobs": 21}, "logprobs"),
+    ({"prompt": "a", "logprobs": -1}, "logprobs"),
+    ({"prompt": "a", "top_logprobs": 1}, "top_logprobs"),
+    ({"prompt": "a", "echo": 1}, "echo"),
+    ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
+    ({"prompt": "a", "n": 129}, "n"),
     ({"prompt": "a", "suffix": "b"}, "suffix"),
     ({"prompt": "a", "best_of": 2}, "best_of"),
     ({"prompt": "a", "messages": []}, "messages"),
@@ -315,10 +335,24 @@ async def test_options_reach_the_worker(house):
         "stop": "end",
         "stop_token_ids": [3],
         "ignore_eos": True,
+        "repetition_penalty": 1.5,
+        "presence_penalty": -2,
+        "frequency_penalty": 2,
+        "logit_bias": {"0": -100, "17": 2.5},
+        "allowed_token_ids": [4, 5],
+        "n": 2,
+        "logprobs": True,
+        "top_logprobs": 20,
     }
-    response = await house.http.post("/v1/chat/completions", json={**CHAT, **options})
+    flags = {"continue_final_message": True, "add_generation_prompt": False}
+    response = await house.http.post("/v1/chat/completions", json={**CHAT, **options, **flags})
     assert response.status_code == 200, response.text
+    assert house.decoder.requests[0].continue_final_message
+    assert house.decoder.requests[0].HasField("add_generation_prompt")
     sent = house.decoder.requests[0].options
+    assert (sent.repetition_penalty, sent.presence_penalty, sent.frequency_penalty) == (1.5, -2, 2)
+    assert (dict(sent.logit_bias), list(sent.allowed_token_ids.ids)) == ({0: -100, 17: 2.5}, [4, 5])
+    assert (sent.n, sent.logprobs, sent.top_logprobs) == (2, True, 20)
     assert (sent.temperature, sent.top_p, sent.top_k, sent.min_p) == (2, 1, 0, 0.5)
     assert (sent.seed, sent.max_tokens, sent.min_tokens) == (-(2**63), 9, 9)
     assert (list(sent.stop), list(sent.stop_token_ids), sent.ignore_eos) == (["end"], [3], True)
